@@ -1,0 +1,3 @@
+"""servicectl: certbot for ML models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,302 @@
+"""`servicectl.toml`: read once, checked whole, frozen.
+
+Search order: `--config`, `$SERVICECTL_CONFIG`, `$XDG_CONFIG_HOME/servicectl/servicectl.toml`,
+`/etc/servicectl/servicectl.toml`. `SERVICECTL_<SECTION>_<KEY>` overrides one value of a section.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from servicectl.errors import ConfigError, UsageError
+
+Positive = Annotated[float, Meta(gt=0)]
+Share = Annotated[float, Meta(gt=0, lt=1)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
+
+
+class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    folder: str | None = None  # unset: $STATE_DIRECTORY, else $XDG_STATE_HOME/servicectl
+
+
+class RedisConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = "redis://localhost:6379/0"
+    password_file: str | None = None  # or $SERVICECTL_REDIS_PASSWORD, or the systemd credential "redis-password"
+
+
+class HandlerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    timeout_s: Positive = 30.0  # the wait for one answer
+    statement_deadline_s: Positive = 60.0  # a change that has not run by then must not run at all
+    clock_skew_s: Positive = 5.0  # the most the handler's clock may differ from ours
+    snapshot_folder: str | None = None  # as we see it; unset: <state>/snapshots
+    snapshot_folder_handler: str | None = None  # the same folder as the handler sees it
+
+
+class AnalyticsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    address: str = "localhost:50053"
+    deadline_base_s: Positive = 30.0
+    deadline_per_feature_s: Positive = 2.0  # the call's time grows with models x features
+
+
+class ServingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    address: str = "localhost:50052"
+    canary: Literal["require", "try", "off"] = "require"  # "try": an unreachable Service B is noted, not an error
+    timeout_s: Positive = 20.0
+    max_mb: Positive = 100.0
+    scikit_learn: str | None = None  # Service B's version, if known
+    libraries: tuple[str, ...] = ()  # what Service B has beyond scikit-learn, e.g. "xgboost"
+
+
+class ArtifactsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    url: str = ""  # file:///folder or azure://container; unset: <state>/artifacts
+    connection_string_file: str | None = None  # or $AZURE_STORAGE_CONNECTION_STRING
+
+
+class DriftConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    min_rows: Count = 20_000  # below it Service C's CRITICAL is noise more often than not
+    effect_floor_psi: Positive = 0.25
+    retrain: Literal["now", "queue", "never"] = "now"
+
+
+class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["judge", "always"] = "judge"
+    alpha: Share = 0.05
+    min_improvement: Annotated[float, Meta(ge=0)] = 0.0
+    min_blocks: Annotated[int, Meta(ge=2)] = 15
+
+
+class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    heldout_fraction: Share = 0.2
+    embargo: str = "0d"  # rows this close before the held-out slice are in neither part (the label delay)
+    seed: int = 0
+    threads: Count = 1
+    max_rows: Count | None = None
+    sample: Literal["newest", "seeded"] = "newest"
+    memory_mb: Count | None = None
+
+
+class JobsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    max_attempts: Count = 5
+    retry_base_s: Positive = 60.0
+    retry_cap_s: Positive = 3600.0
+    lock_wait_s: Positive = 60.0  # the longest wait for the job store's own lock
+    keep_days: Count = 365
+
+
+class ListenConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    address: str = "127.0.0.1:50054"  # loopback or unix:/path only, until TLS is configured
+    max_jobs: Count = 2
+
+
+class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where training rows come from, always read by the handler.
+
+    long: (entity_id, feature_name, value, event_timestamp) rows, joined as of each label's time.
+    wide: one row per event, columns by name. sql: a SELECT with entity_id, event_timestamp, label and features.
+    """
+
+    kind: Literal["long", "wide", "sql"] = "long"
+    table: str = "features_table"
+    query: str | None = None
+    entity_column: str = "entity_id"
+    time_column: str = "event_timestamp"
+
+
+class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    label: str
+    features: Annotated[tuple[str, ...], Meta(min_length=1)]
+    task: Literal["classification", "regression"] = "classification"
+    estimator: str | None = None  # unset: LogisticRegression / Ridge, by task
+    params: dict[str, Any] = {}
+    categorical: tuple[str, ...] = ()  # one-hot encoded; the others are numbers
+    feature_types: dict[str, Literal["float", "int", "string"]] = {}  # as told to the gateway; default float
+    metric: str | None = None  # unset: f1_macro / r2, by task
+    window: str | None = None  # e.g. "90d": only the newest rows
+    floors: dict[str, float] = {}  # metric -> least value for a first model, e.g. {f1_macro = 0.6}
+    source: SourceConfig = SourceConfig()
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    state: StateConfig = StateConfig()
+    redis: RedisConfig = RedisConfig()
+    handler: HandlerConfig = HandlerConfig()
+    analytics: AnalyticsConfig = AnalyticsConfig()
+    serving: ServingConfig = ServingConfig()
+    artifacts: ArtifactsConfig = ArtifactsConfig()
+    drift: DriftConfig = DriftConfig()
+    gate: GateConfig = GateConfig()
+    training: TrainingConfig = TrainingConfig()
+    jobs: JobsConfig = JobsConfig()
+    listen: ListenConfig = ListenConfig()
+    models: dict[Name, ModelConfig] = {}
+    path: str | None = None  # where it was read from; set by load()
+
+    def model(self, model_id: str) -> ModelConfig:
+        """The section of one model. Raises UsageError for an unknown one."""
+        if model_id in self.models:
+            return self.models[model_id]
+        known = ", ".join(sorted(self.models)) or "none"
+        raise UsageError(
+            f"{self.path or 'the configuration'} has no model {model_id!r}; it knows: {known}",
+            cure=f"add a section [models.{model_id}]",
+        )
+
+    @property
+    def state_folder(self) -> Path:
+        """Where jobs, locks and work files live."""
+        chosen = self.state.folder or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
+        if chosen:
+            return Path(chosen).expanduser()
+        home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+        return Path(home).expanduser() / "servicectl"
+
+    @property
+    def artifacts_url(self) -> str:
+        return self.artifacts.url or f"file://{self.state_folder / 'artifacts'}"
+
+    @property
+    def snapshot_folder(self) -> Path:
+        """The folder of parquet snapshots as this machine sees it."""
+        chosen = self.handler.snapshot_folder
+        return Path(chosen).expanduser() if chosen else self.state_folder / "snapshots"
+
+    @property
+    def snapshot_folder_handler(self) -> str:
+        """The same folder as the handler sees it."""
+        return self.handler.snapshot_folder_handler or str(self.snapshot_folder)
+
+
+def secret(variable: str, file: str | None, credential: str) -> str | None:
+    """A secret from the environment, a file, or a systemd credential, in this order; None if nowhere."""
+    if value := os.environ.get(variable):
+        return value
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    for candidate in (Path(file).expanduser() if file else None, Path(folder) / credential if folder else None):
+        if candidate is None:
+            continue
+        try:
+            return candidate.read_text().strip()
+        except FileNotFoundError:
+            if file and candidate == Path(file).expanduser():
+                raise ConfigError(f"the secret file {candidate} does not exist", cure=f"or set {variable}") from None
+        except OSError as error:
+            raise ConfigError(f"the secret file {candidate} cannot be read: {error.strerror}") from None
+    return None
+
+
+def search_path(environment: Mapping[str, str] = os.environ) -> list[Path]:
+    """The places a configuration is looked for when none is named."""
+    home = environment.get("XDG_CONFIG_HOME") or "~/.config"
+    return [Path(home).expanduser() / "servicectl/servicectl.toml", Path("/etc/servicectl/servicectl.toml")]
+
+
+def find(explicit: str | None) -> Path:
+    """The configuration file to use. Raises ConfigError if there is none."""
+    named = explicit or os.environ.get("SERVICECTL_CONFIG")
+    if named:
+        if Path(named).expanduser().is_file():
+            return Path(named).expanduser().resolve()
+        raise ConfigError(
+            f"there is no configuration file {named}",
+            cure=f"servicectl init {named}  writes a commented one",
+        )
+    places = search_path()
+    for place in places:
+        if place.is_file():
+            return place
+    looked = ", ".join(str(place) for place in places)
+    raise ConfigError(f"no configuration found (looked at {looked})", cure="servicectl init  writes a commented one")
+
+
+def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
+    """Read and check one file. Raises ConfigError with file, line, key and what was expected."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}", cure="correct the TOML there") from None
+    if "path" in tree:
+        raise ConfigError(f"{path}:{_line_of(text, ['path'])}: unknown key 'path'", cure="remove it")
+    overridden = _override(tree, environment)
+    models = tree.pop("models", {})
+    if not isinstance(models, dict):
+        raise ConfigError(f"{path}:{_line_of(text, ['models'])}: models: expected one section [models.NAME] per model")
+    checked: dict[str, ModelConfig] = {}
+    at: list[str] = []
+    try:
+        for name, section in models.items():
+            at = ["models"]
+            msgspec.convert(name, Name)
+            at = ["models", name]
+            checked[name] = msgspec.convert(section, ModelConfig)
+        at = []
+        config = msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        raise _explained(path, text, str(error), at, overridden) from None
+    return msgspec.structs.replace(config, models=checked, path=str(path))
+
+
+def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> list[str]:
+    applied: list[str] = []
+    sections = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    for variable, value in environment.items():
+        section, _, key = variable.removeprefix("SERVICECTL_").lower().partition("_")
+        kind = sections.get(section)
+        if not variable.startswith("SERVICECTL_") or not key or not (isinstance(kind, type) and issubclass(kind, Struct)):
+            continue
+        fields = {field.name for field in msgspec.structs.fields(kind)}
+        if key in fields and isinstance(tree.setdefault(section, {}), dict):
+            tree[section][key] = _scalar(value)
+            applied.append(variable)
+    return applied
+
+
+def _scalar(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explained(path: Path, text: str, problem: str, at: list[str], overridden: list[str]) -> ConfigError:
+    what, _, where = problem.partition(" - at `")
+    keys = at + [key for key in re.split(r"[.\[\]]+", where.rstrip("`").removeprefix("$")) if key and key != "..."]
+    unknown = re.search(r"unknown field `([^`]+)`", what) or re.search(r"required field `([^`]+)`", what)
+    if unknown and "unknown" in what:
+        keys.append(unknown.group(1))
+    variable = "SERVICECTL_" + "_".join(keys).upper()
+    place = variable if variable in overridden else f"{path}:{_line_of(text, keys)}"
+    return ConfigError(f"{place}: {'.'.join(keys) or 'the file'}: {what}", cure="correct that value")
+
+
+def _line_of(text: str, keys: list[str]) -> int:
+    """The 1-based line where the deepest found key of a dotted path stands; 1 when nothing is found."""
+    best, section = 1, []
+    depth = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        bare = line.strip()
+        if header := re.match(r"\[+\s*([^\]]+?)\s*\]+", bare):
+            section = [part.strip().strip("\"'") for part in header.group(1).split(".")]
+            here = section
+        elif assignment := re.match(r"([A-Za-z0-9_.\"'-]+)\s*=", bare):
+            here = section + [part.strip("\"'") for part in assignment.group(1).split(".")]
+        else:
+            continue
+        matched = next((i for i, (a, b) in enumerate(zip(here, keys, strict=False)) if a != b), min(len(here), len(keys)))
+        if matched == len(here) and matched > depth:
+            best, depth = number, matched
+    return best

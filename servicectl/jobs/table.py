@@ -1,0 +1,393 @@
+"""The jobs table: one method per edge, one guarded statement beneath, one event row beside it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from servicectl.clock import SYSTEM, Clock, stored
+from servicectl.errors import Busy, StoreError, UsageError
+from servicectl.jobs.model import EDGES, Event, Job, NewJob, Result, State, Step
+from servicectl.store import Store
+
+_COLUMNS = (
+    "job_id::VARCHAR, kind, step_schema, scope, request_id, spec, state, epoch, attempts, max_attempts, not_before, "
+    "parent_id::VARCHAR, trigger, owner, cancel_requested, outcome, needs_operator, result, exit_status, error, cure, "
+    "created_at, updated_at, finished_at"
+)
+_UNFINISHED = "state IN ('PENDING', 'RUNNING')"
+
+
+class Fenced(Exception):  # noqa: N818 -- it reads as what happened to the owner
+    """This process lost the job to a later claim and must stop writing."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    job: Job
+    created: bool
+
+
+@dataclass(frozen=True)
+class StepChange:
+    """Steps that end and begin in one transaction; all but `begin` may be empty."""
+
+    completed: tuple[str, str] | None = None  # name, output as JSON text
+    failed: tuple[str, str] | None = None  # name, error text
+    stale_after: int | None = None  # steps with a higher seq no longer count
+    begin: str | None = None
+
+
+def new_job_id(clock: Clock) -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids sort by time."""
+    milliseconds = int(clock.now().timestamp() * 1000)
+    random = int.from_bytes(os.urandom(10), "big")
+    value = (milliseconds & ((1 << 48) - 1)) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
+    return str(uuid.UUID(int=value | 0b10 << 62 | random & ((1 << 62) - 1)))
+
+
+def child_id(parent_id: str, kind: str, scope: str) -> str:
+    """The same parent always has the same child for a scope, however often it is killed and resumed."""
+    return str(uuid.uuid5(uuid.UUID(parent_id), f"{kind} {scope}"))
+
+
+class JobTable:
+    def __init__(self, store: Store, clock: Clock = SYSTEM) -> None:
+        self._store = store
+        self._clock = clock
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> Job:
+        """Raises UsageError for an unknown id."""
+        found = self._select("job_id = ?", [job_id])
+        if not found:
+            raise UsageError(f"there is no job {job_id}", cure="servicectl jobs list --all")
+        return found[0]
+
+    def find(self, text: str) -> Job:
+        """The job whose id is, starts or ends with `text`. Raises UsageError when none or several do."""
+        wanted = text.strip().lower()
+        pattern_safe = all(character in "0123456789abcdef-" for character in wanted)
+        found: list[Job] = []
+        if wanted and pattern_safe:
+            found = self._select("starts_with(job_id::VARCHAR, ?) OR suffix(job_id::VARCHAR, ?)", [wanted, wanted])
+        if len(found) == 1:
+            return found[0]
+        if found:
+            several = ", ".join(job.short_id for job in found[:5])
+            raise UsageError(f"{text!r} fits {len(found)} jobs ({several})", cure="give more of the id")
+        raise UsageError(f"there is no job {text!r}", cure="servicectl jobs list --all")
+
+    def list(self, *, limit: int = 50, unfinished_only: bool = False, kind: str | None = None) -> list[Job]:
+        """Newest first."""
+        where = ["true"] + ([_UNFINISHED] if unfinished_only else []) + (["kind = ?"] if kind else [])
+        return self._select(" AND ".join(where), [kind] if kind else [], f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}")
+
+    def unfinished(self, scopes: Iterable[str] | None = None) -> list[Job]:
+        """Oldest first, of the given scopes or of all."""
+        wanted = None if scopes is None else list(scopes)
+        where, values = (_UNFINISHED, []) if wanted is None else (f"{_UNFINISHED} AND list_contains(?, scope)", [wanted])
+        return self._select(where, values, "ORDER BY created_at, job_id")
+
+    def children(self, parent_id: str) -> list[Job]:
+        return self._select("parent_id = ?", [parent_id], "ORDER BY created_at, job_id")
+
+    def steps(self, job_id: str) -> list[Step]:
+        with self._store.reading() as connection:
+            if connection is None:
+                return []
+            return _steps(connection, job_id)
+
+    def events(self, job_id: str) -> list[Event]:
+        with self._store.reading() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(
+                "SELECT seq, epoch, edge, from_state, to_state, detail, happened_at FROM events WHERE job_id = ? ORDER BY seq",
+                [job_id],
+            ).fetchall()
+        return [Event(*row) for row in rows]
+
+    # -- submitting -----------------------------------------------------------------------------------------------
+
+    def submit(self, new: NewJob, *, step_schema: int, max_attempts: int) -> Submitted:
+        """Given a job, insert it once: check and insert are one transaction.
+
+        A repeat of its `request_id`, or an unfinished job of its scope with the same spec, is returned instead.
+        Raises Busy when the scope has an unfinished job with another spec.
+        """
+        spec = _json(new.spec)
+        with self._store.transaction() as connection:
+            if new.request_id is not None:
+                known = _rows(connection, "kind = ? AND request_id = ?", [new.kind, new.request_id])
+                if known:
+                    return Submitted(known[0], created=False)
+            rivals = _rows(connection, f"scope = ? AND {_UNFINISHED}", [new.scope], "ORDER BY created_at, job_id")
+            for rival in rivals:
+                if rival.kind == new.kind and _json(rival.spec) == spec:
+                    return Submitted(rival, created=False)
+            if rivals:
+                raise Busy(
+                    f"{new.scope} has an unfinished {rivals[0].kind} job {rivals[0].short_id} with other parameters",
+                    cure=f"servicectl jobs resume {rivals[0].short_id}, or jobs cancel {rivals[0].short_id}",
+                )
+            job = self._insert(connection, new, step_schema, max_attempts, parent_id=None)
+        return Submitted(job, created=True)
+
+    def _insert(self, connection: Any, new: NewJob, step_schema: int, max_attempts: int, parent_id: str | None) -> Job:
+        now = stored(self._clock.now())
+        job_id = new.job_id or new_job_id(self._clock)
+        connection.execute(
+            "INSERT INTO jobs (job_id, kind, step_schema, scope, request_id, spec, state, epoch, attempts, max_attempts,"
+            " not_before, parent_id, trigger, cancel_requested, needs_operator, created_at, updated_at)"
+            " SELECT ?, ?, ?, ?, ?, ?, 'PENDING', 0, 0, ?, ?, ?, ?, false, false, ?, ?"
+            " WHERE NOT EXISTS (FROM jobs WHERE job_id = ?)",
+            [job_id, new.kind, step_schema, new.scope, new.request_id, _json(new.spec), max_attempts]
+            + [now, parent_id, new.trigger, now, now, job_id],
+        )
+        self._event(connection, job_id, 0, "submit", f"by {new.trigger}")
+        return _rows(connection, "job_id = ?", [job_id])[0]
+
+    # -- the owner's edges ----------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, owner: Mapping[str, Any]) -> tuple[Job, list[Step]] | None:
+        """Given that the caller holds the scope's lock, make the job its own; None when it has ended meanwhile.
+
+        Raises nothing for a job whose last attempt died: that job ends as FAILED here, and None is returned.
+        """
+        with self._store.transaction() as connection:
+            found = _rows(connection, "job_id = ?", [job_id])
+            if not found or found[0].ended:
+                return None
+            job = found[0]
+            if job.state is State.RUNNING and (job.cancel_requested or job.attempts >= job.max_attempts):
+                self._end_orphan(connection, job)
+                return None
+            edge = "claim" if job.state is State.PENDING else "take_over"
+            if edge == "take_over":
+                connection.execute(
+                    "UPDATE steps SET state = 'FAILED', error = 'the owner died', finished_at = ?"
+                    " WHERE job_id = ? AND state = 'RUNNING'",
+                    [stored(self._clock.now()), job_id],
+                )
+            fields = {"epoch": job.epoch + 1, "attempts": job.attempts + 1, "owner": _json(owner), "error": None, "cure": None}
+            self._move(connection, job, edge, fields, detail=f"pid {owner.get('pid')} on {owner.get('host')}")
+            return _rows(connection, "job_id = ?", [job_id])[0], _steps(connection, job_id)
+
+    def _end_orphan(self, connection: Any, job: Job) -> None:
+        if job.cancel_requested:
+            self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="its owner had died")
+            return
+        error = f"the process died in each of {job.attempts} attempts"
+        fields = {"needs_operator": True, "error": error, "cure": f"servicectl jobs show {job.short_id}, then jobs retry"}
+        self._move(connection, job, "exhaust", {**fields, "outcome": "failed", "exit_status": 1}, detail=error)
+
+    def change_steps(self, job: Job, change: StepChange) -> bool:
+        """End and begin steps of a job we own; returns whether a cancel was asked for. Raises Fenced."""
+        with self._store.transaction() as connection:
+            cancel = self._still_ours(connection, job)
+            self._apply(connection, job, change)
+        return cancel
+
+    def complete(self, job: Job, result: Result, change: StepChange, children: Sequence[tuple[NewJob, int, int]]) -> list[Job]:
+        """End a job and insert its children (job, step schema, attempts) in one transaction. Raises Fenced."""
+        with self._store.transaction() as connection:
+            self._still_ours(connection, job)
+            self._apply(connection, job, change)
+            fields = {"outcome": result.outcome, "result": _json(result.summary), "exit_status": int(result.exit_status)}
+            self._move(connection, job, "complete", fields, detail=result.outcome)
+            return [self._adopt(connection, job, *child) for child in children]
+
+    def _adopt(self, connection: Any, parent: Job, child: NewJob, step_schema: int, max_attempts: int) -> Job:
+        """An unfinished job of the same scope that asks for the same is the child; else a new one queues behind."""
+        for rival in _rows(connection, f"scope = ? AND {_UNFINISHED}", [child.scope]):
+            if rival.kind == child.kind and _json(rival.spec) == _json(child.spec):
+                return rival
+        job_id = child.job_id or child_id(parent.job_id, child.kind, child.scope)
+        new = NewJob(child.kind, child.scope, child.spec, child.request_id, job_id, child.trigger)
+        return self._insert(connection, new, step_schema, max_attempts, parent_id=parent.job_id)
+
+    def retry_later(self, job: Job, error: str, cure: str, delay_s: float, change: StepChange) -> Job:
+        with self._store.transaction() as connection:
+            self._still_ours(connection, job)
+            self._apply(connection, job, change)
+            due = stored(self._clock.now() + timedelta(seconds=delay_s))
+            self._move(connection, job, "retry_later", {"error": error, "cure": cure, "not_before": due}, detail=error)
+            return _rows(connection, "job_id = ?", [job.job_id])[0]
+
+    def give_back(self, job: Job, why: str, change: StepChange) -> Job:
+        """An interruption is no failure: the attempt is returned and nothing is recorded as an error."""
+        with self._store.transaction() as connection:
+            self._still_ours(connection, job)
+            self._apply(connection, job, change)
+            self._move(connection, job, "give_back", {"attempts": job.attempts - 1}, detail=why)
+            return _rows(connection, "job_id = ?", [job.job_id])[0]
+
+    def fail(self, job: Job, error: str, cure: str, exit_status: int, change: StepChange, *, needs_operator: bool) -> Job:
+        with self._store.transaction() as connection:
+            self._still_ours(connection, job)
+            self._apply(connection, job, change)
+            fields = {"error": error, "cure": cure, "exit_status": exit_status, "needs_operator": needs_operator}
+            self._move(connection, job, "fail", {**fields, "outcome": "failed"}, detail=error)
+            return _rows(connection, "job_id = ?", [job.job_id])[0]
+
+    def stop(self, job: Job, change: StepChange) -> Job:
+        with self._store.transaction() as connection:
+            self._still_ours(connection, job)
+            self._apply(connection, job, change)
+            self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="on request")
+            return _rows(connection, "job_id = ?", [job.job_id])[0]
+
+    # -- the operator's edges ---------------------------------------------------------------------------------------
+
+    def request_cancel(self, job_id: str) -> Job:
+        """A waiting job is cancelled at once; a running one is asked. Raises UsageError for one that has ended."""
+        with self._store.transaction() as connection:
+            job = self._known(connection, job_id)
+            if job.ended:
+                raise UsageError(f"job {job.short_id} has already ended: {job.state}", cure="servicectl jobs list")
+            if job.state is State.PENDING:
+                self._move(connection, job, "cancel", {"outcome": "cancelled"}, detail="by the operator")
+            else:
+                connection.execute("UPDATE jobs SET cancel_requested = true WHERE job_id = ?", [job_id])
+            return _rows(connection, "job_id = ?", [job_id])[0]
+
+    def retry(self, job_id: str) -> Job:
+        """Make a failed or cancelled job runnable again with a fresh budget; finished steps stay finished."""
+        with self._store.transaction() as connection:
+            job = self._known(connection, job_id)
+            if job.state not in (State.FAILED, State.CANCELLED):
+                raise UsageError(f"job {job.short_id} is {job.state}; only a failed or cancelled one can be retried")
+            rivals = _rows(connection, f"scope = ? AND {_UNFINISHED}", [job.scope])
+            if rivals:
+                raise Busy(f"{job.scope} has an unfinished job {rivals[0].short_id}", cure="let it end or cancel it first")
+            fields = {
+                "attempts": 0, "not_before": stored(self._clock.now()), "cancel_requested": False, "needs_operator": False,
+                "error": None, "cure": None, "outcome": None, "exit_status": None, "finished_at": None,
+            }  # fmt: skip
+            self._move(connection, job, "retry" if job.state is State.FAILED else "reopen", fields, detail="by the operator")
+            return _rows(connection, "job_id = ?", [job_id])[0]
+
+    def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
+        """Delete ended jobs that ended before a moment, with their steps and events; returns their ids."""
+        with self._store.transaction() as connection:
+            old = [job.job_id for job in _rows(connection, f"NOT {_UNFINISHED} AND finished_at < ?", [stored(before)])]
+            if old and not dry_run:
+                for table in ("events", "steps", "jobs"):
+                    connection.execute(f"DELETE FROM {table} WHERE list_contains(?::UUID[], job_id)", [old])
+        return old
+
+    # -- beneath --------------------------------------------------------------------------------------------------
+
+    def _known(self, connection: Any, job_id: str) -> Job:
+        found = _rows(connection, "job_id = ?", [job_id])
+        if not found:
+            raise UsageError(f"there is no job {job_id}", cure="servicectl jobs list --all")
+        return found[0]
+
+    def _select(self, where: str, values: Sequence[Any], tail: str = "") -> list[Job]:
+        with self._store.reading() as connection:
+            return [] if connection is None else _rows(connection, where, values, tail)
+
+    def _still_ours(self, connection: Any, job: Job) -> bool:
+        row = connection.execute(
+            "SELECT cancel_requested FROM jobs WHERE job_id = ? AND epoch = ? AND state = 'RUNNING'", [job.job_id, job.epoch]
+        ).fetchone()
+        if row is None:
+            raise Fenced(f"job {job.short_id} was taken over by a later run")
+        return bool(row[0])
+
+    def _move(self, connection: Any, job: Job, edge: str, fields: Mapping[str, Any], *, detail: str) -> None:
+        from_state, to_state, _ = EDGES[edge]
+        now = stored(self._clock.now())
+        assigned: dict[str, Any] = {"state": to_state.value, "updated_at": now}
+        if to_state in (State.COMPLETED, State.FAILED, State.CANCELLED):
+            assigned["finished_at"] = now
+        assigned.update(fields)
+        columns = ", ".join(f"{column} = ?" for column in assigned)
+        moved = connection.execute(
+            f"UPDATE jobs SET {columns} WHERE job_id = ? AND epoch = ? AND state = ? RETURNING 1",
+            [*assigned.values(), job.job_id, job.epoch, from_state],
+        ).fetchall()
+        if len(moved) != 1:
+            raise Fenced(f"job {job.short_id} is no longer {from_state} in epoch {job.epoch}")
+        self._event(connection, job.job_id, int(assigned.get("epoch", job.epoch)), edge, detail)
+
+    def _event(self, connection: Any, job_id: str, epoch: int, edge: str, detail: str) -> None:
+        from_state, to_state, _ = EDGES[edge]
+        connection.execute(
+            "INSERT INTO events SELECT ?, (SELECT coalesce(max(seq), 0) + 1 FROM events WHERE job_id = ?), ?, ?, ?, ?, ?, ?",
+            [job_id, job_id, epoch, edge, from_state, to_state.value, detail, stored(self._clock.now())],
+        )
+
+    def _apply(self, connection: Any, job: Job, change: StepChange) -> None:
+        now = stored(self._clock.now())
+        for state, ended in (("COMPLETED", change.completed), ("FAILED", change.failed)):
+            if ended is None:
+                continue
+            column = "output" if state == "COMPLETED" else "error"
+            moved = connection.execute(
+                f"UPDATE steps SET state = '{state}', {column} = ?, finished_at = ?"
+                " WHERE job_id = ? AND name = ? AND epoch = ? AND state = 'RUNNING' RETURNING 1",
+                [ended[1], now, job.job_id, ended[0], job.epoch],
+            ).fetchall()
+            if len(moved) != 1:
+                raise StoreError(f"step {ended[0]!r} of job {job.short_id} is not running; was the table edited by hand?")
+        if change.stale_after is not None:
+            connection.execute(
+                "UPDATE steps SET state = 'STALE' WHERE job_id = ? AND seq >= ?", [job.job_id, change.stale_after]
+            )
+        if change.begin is not None:
+            self._begin(connection, job, change.begin, now)
+
+    def _begin(self, connection: Any, job: Job, name: str, now: datetime) -> None:
+        again = connection.execute(
+            "UPDATE steps SET state = 'RUNNING', epoch = ?, attempts = attempts + 1, started_at = ?, finished_at = NULL,"
+            " output = NULL, error = NULL WHERE job_id = ? AND name = ? AND state <> 'COMPLETED' RETURNING 1",
+            [job.epoch, now, job.job_id, name],
+        ).fetchall()
+        if not again:
+            connection.execute(
+                "INSERT INTO steps (job_id, seq, name, state, epoch, attempts, started_at)"
+                " SELECT ?, (SELECT coalesce(max(seq), 0) + 1 FROM steps WHERE job_id = ?), ?, 'RUNNING', ?, 1, ?",
+                [job.job_id, job.job_id, name, job.epoch, now],
+            )
+
+
+def _rows(connection: Any, where: str, values: Sequence[Any], tail: str = "") -> list[Job]:
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {where} {tail}", list(values)).fetchall()
+    return [_job(row) for row in rows]
+
+
+def _job(row: Sequence[Any]) -> Job:
+    values = dict(zip(Job.__dataclass_fields__, row, strict=True))
+    try:
+        values["state"] = State(values["state"])
+        for column in ("spec", "owner", "result"):
+            values[column] = None if values[column] is None else msgspec.json.decode(values[column])
+    except (ValueError, msgspec.DecodeError) as error:
+        raise StoreError(
+            f"job {row[0]} holds a value this program cannot read ({error}); was the table edited by hand?",
+            cure="restore the row from a backup of the state folder",
+        ) from None
+    return Job(**values)
+
+
+def _steps(connection: Any, job_id: str) -> list[Step]:
+    rows = connection.execute(
+        "SELECT seq, name, state, epoch, attempts, started_at, finished_at, output, error FROM steps"
+        " WHERE job_id = ? ORDER BY seq",
+        [job_id],
+    ).fetchall()
+    return [Step(*row[:7], None if row[7] is None else msgspec.json.decode(row[7]), row[8]) for row in rows]
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value, order="sorted").decode()

@@ -1,0 +1,62 @@
+"""The story on stderr: one line per event, with journald's priority prefix when the journal listens."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import IntEnum
+
+
+class Level(IntEnum):
+    """syslog priorities, as journald reads them from a `<n>` prefix."""
+
+    ALERT = 1
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+    DEBUG = 7
+
+
+_verbosity = Level.NOTICE
+
+
+def set_verbosity(level: Level) -> None:
+    global _verbosity  # noqa: PLW0603 -- one process, one terminal: the -q/-v switch is process-wide by nature
+    _verbosity = level
+
+
+def verbosity() -> Level:
+    return _verbosity
+
+
+def event(level: Level, text: str) -> None:
+    """Write one line. Line breaks in `text` become spaces, so that one event stays one line."""
+    if level > _verbosity:
+        return
+    prefix = f"<{int(level)}>" if os.environ.get("JOURNAL_STREAM") else ""
+    print(prefix + " ".join(text.splitlines()), file=sys.stderr, flush=True)
+
+
+def alert(text: str) -> None:
+    event(Level.ALERT, text)
+
+
+def error(text: str) -> None:
+    event(Level.ERROR, text)
+
+
+def warning(text: str) -> None:
+    event(Level.WARNING, text)
+
+
+def notice(text: str) -> None:
+    event(Level.NOTICE, text)
+
+
+def info(text: str) -> None:
+    event(Level.INFO, text)
+
+
+def debug(text: str) -> None:
+    event(Level.DEBUG, text)

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.parts.redis import RedisServer, redis_server
+
+
+@pytest.fixture(scope="session")
+def _redis_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis_part(_redis_of_the_session: RedisServer) -> RedisServer:
+    """A running, empty Redis."""
+    with _redis_of_the_session.client() as client:
+        client.flushall()
+    return _redis_of_the_session
