@@ -256,7 +256,11 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> list[str]
     for variable, value in environment.items():
         section, _, key = variable.removeprefix("SERVICECTL_").lower().partition("_")
         kind = sections.get(section)
-        if not variable.startswith("SERVICECTL_") or not key or not (isinstance(kind, type) and issubclass(kind, Struct)):
+        if (
+            not variable.startswith("SERVICECTL_")
+            or not key
+            or not (isinstance(kind, type) and issubclass(kind, Struct))
+        ):
             continue
         fields = {field.name for field in msgspec.structs.fields(kind)}
         if key in fields and isinstance(tree.setdefault(section, {}), dict):
@@ -296,7 +300,9 @@ def _line_of(text: str, keys: list[str]) -> int:
             here = section + [part.strip("\"'") for part in assignment.group(1).split(".")]
         else:
             continue
-        matched = next((i for i, (a, b) in enumerate(zip(here, keys, strict=False)) if a != b), min(len(here), len(keys)))
+        matched = next(
+            (i for i, (a, b) in enumerate(zip(here, keys, strict=False)) if a != b), min(len(here), len(keys))
+        )
         if matched == len(here) and matched > depth:
             best, depth = number, matched
     return best

@@ -1,19 +1,19 @@
 """Every error an operator can meet, and the exit status it ends in.
 
-    ServicectlError                 1   something failed; the message says what, `cure` says what to type
-    ├── ConfigError                78   the configuration is missing or wrong
-    ├── UsageError                  2   an unknown model, job or command-line value
-    ├── NotMeasured                 3   a question could not be answered; never the same as "nothing found"
-    ├── CannotJudge                 3   a challenger could not be compared
-    ├── TryAgain                   75   nothing is wrong with the request; the job stays resumable
-    │   ├── PartyUnavailable       75   Redis, the handler, Service B or C, or the artifact store does not answer
-    │   ├── OutcomeUnknown         75   a statement was sent and may or may not have run
-    │   └── Busy                   75   somebody else holds the scope
-    ├── Superseded                  1   a newer generation is in production; the older work stops
-    ├── BadAnswer                   1   another service answered something outside its contract
-    ├── BadData                     1   the data cannot be trained on or judged (one class, no rows, ...)
-    ├── IntegrityError              1   bytes do not match the digest on record
-    └── StoreError                  1   the job store is damaged, unwritable or newer than this program
+ServicectlError                 1   something failed; the message says what, `cure` says what to type
+├── ConfigError                78   the configuration is missing or wrong
+├── UsageError                  2   an unknown model, job or command-line value
+├── NotMeasured                 3   a question could not be answered; never the same as "nothing found"
+├── CannotJudge                 3   a challenger could not be compared
+├── TryAgain                   75   nothing is wrong with the request; the job stays resumable
+│   ├── PartyUnavailable       75   Redis, the handler, Service B or C, or the artifact store does not answer
+│   ├── OutcomeUnknown         75   a statement was sent and may or may not have run
+│   └── Busy                   75   somebody else holds the scope
+├── Superseded                  1   a newer generation is in production; the older work stops
+├── BadAnswer                   1   another service answered something outside its contract
+├── BadData                     1   the data cannot be trained on or judged (one class, no rows, ...)
+├── IntegrityError              1   bytes do not match the digest on record
+└── StoreError                  1   the job store is damaged, unwritable or newer than this program
 """
 
 from __future__ import annotations

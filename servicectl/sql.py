@@ -16,7 +16,7 @@ from servicectl.errors import BadData
 FEATURES_TYPE = 'STRUCT("index" INTEGER, "name" TEXT, "type" TEXT, "drift_score" DOUBLE)[]'
 """The type of `model_metadata.expected_features`."""
 
-_HUGEINT = range(-(2**127), 2**127)
+_HUGEINT = (-(2**127), 2**127 - 1)
 _DECIMAL_DIGITS = 38
 
 
@@ -70,7 +70,7 @@ def features_literal(features: Iterable[tuple[int, str, str, float | None]]) -> 
 
 
 def _integer(value: int) -> str:
-    if value not in _HUGEINT:
+    if not _HUGEINT[0] <= value <= _HUGEINT[1]:
         raise BadData(f"the integer {value} does not fit into 128 bits")
     return str(int(value))
 

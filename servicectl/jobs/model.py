@@ -1,10 +1,10 @@
 """Jobs, steps and events as values, and every edge a job's state may take.
 
-    PENDING    waits: newly submitted, due for a retry at `not_before`, or given back by an interrupted run
-    RUNNING    a process holds the scope's lock; if nobody does, the run was interrupted and any later one resumes it
-    COMPLETED  done; `outcome` says with what result
-    FAILED     will not be retried by itself; `needs_operator` when retrying cannot cure it
-    CANCELLED  stopped on the operator's word
+PENDING    waits: newly submitted, due for a retry at `not_before`, or given back by an interrupted run
+RUNNING    a process holds the scope's lock; if nobody does, the run was interrupted and any later one resumes it
+COMPLETED  done; `outcome` says with what result
+FAILED     will not be retried by itself; `needs_operator` when retrying cannot cure it
+CANCELLED  stopped on the operator's word
 """
 
 from __future__ import annotations

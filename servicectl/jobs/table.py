@@ -24,7 +24,7 @@ _COLUMNS = (
 _UNFINISHED = "state IN ('PENDING', 'RUNNING')"
 
 
-class Fenced(Exception):  # noqa: N818 -- it reads as what happened to the owner
+class Fenced(Exception):
     """This process lost the job to a later claim and must stop writing."""
 
 
@@ -85,15 +85,19 @@ class JobTable:
             raise UsageError(f"{text!r} fits {len(found)} jobs ({several})", cure="give more of the id")
         raise UsageError(f"there is no job {text!r}", cure="servicectl jobs list --all")
 
-    def list(self, *, limit: int = 50, unfinished_only: bool = False, kind: str | None = None) -> list[Job]:
+    def newest(self, *, limit: int = 50, unfinished_only: bool = False, kind: str | None = None) -> list[Job]:
         """Newest first."""
         where = ["true"] + ([_UNFINISHED] if unfinished_only else []) + (["kind = ?"] if kind else [])
-        return self._select(" AND ".join(where), [kind] if kind else [], f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}")
+        return self._select(
+            " AND ".join(where), [kind] if kind else [], f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}"
+        )
 
     def unfinished(self, scopes: Iterable[str] | None = None) -> list[Job]:
         """Oldest first, of the given scopes or of all."""
         wanted = None if scopes is None else list(scopes)
-        where, values = (_UNFINISHED, []) if wanted is None else (f"{_UNFINISHED} AND list_contains(?, scope)", [wanted])
+        where, values = (
+            (_UNFINISHED, []) if wanted is None else (f"{_UNFINISHED} AND list_contains(?, scope)", [wanted])
+        )
         return self._select(where, values, "ORDER BY created_at, job_id")
 
     def children(self, parent_id: str) -> list[Job]:
@@ -149,8 +153,10 @@ class JobTable:
             " not_before, parent_id, trigger, cancel_requested, needs_operator, created_at, updated_at)"
             " SELECT ?, ?, ?, ?, ?, ?, 'PENDING', 0, 0, ?, ?, ?, ?, false, false, ?, ?"
             " WHERE NOT EXISTS (FROM jobs WHERE job_id = ?)",
-            [job_id, new.kind, step_schema, new.scope, new.request_id, _json(new.spec), max_attempts]
-            + [now, parent_id, new.trigger, now, now, job_id],
+            [
+                *(job_id, new.kind, step_schema, new.scope, new.request_id, _json(new.spec), max_attempts),
+                *(now, parent_id, new.trigger, now, now, job_id),
+            ],
         )
         self._event(connection, job_id, 0, "submit", f"by {new.trigger}")
         return _rows(connection, "job_id = ?", [job_id])[0]
@@ -177,7 +183,13 @@ class JobTable:
                     " WHERE job_id = ? AND state = 'RUNNING'",
                     [stored(self._clock.now()), job_id],
                 )
-            fields = {"epoch": job.epoch + 1, "attempts": job.attempts + 1, "owner": _json(owner), "error": None, "cure": None}
+            fields = {
+                "epoch": job.epoch + 1,
+                "attempts": job.attempts + 1,
+                "owner": _json(owner),
+                "error": None,
+                "cure": None,
+            }
             self._move(connection, job, edge, fields, detail=f"pid {owner.get('pid')} on {owner.get('host')}")
             return _rows(connection, "job_id = ?", [job_id])[0], _steps(connection, job_id)
 
@@ -186,7 +198,11 @@ class JobTable:
             self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="its owner had died")
             return
         error = f"the process died in each of {job.attempts} attempts"
-        fields = {"needs_operator": True, "error": error, "cure": f"servicectl jobs show {job.short_id}, then jobs retry"}
+        fields = {
+            "needs_operator": True,
+            "error": error,
+            "cure": f"servicectl jobs show {job.short_id}, then jobs retry",
+        }
         self._move(connection, job, "exhaust", {**fields, "outcome": "failed", "exit_status": 1}, detail=error)
 
     def change_steps(self, job: Job, change: StepChange) -> bool:
@@ -196,12 +212,18 @@ class JobTable:
             self._apply(connection, job, change)
         return cancel
 
-    def complete(self, job: Job, result: Result, change: StepChange, children: Sequence[tuple[NewJob, int, int]]) -> list[Job]:
+    def complete(
+        self, job: Job, result: Result, change: StepChange, children: Sequence[tuple[NewJob, int, int]]
+    ) -> list[Job]:
         """End a job and insert its children (job, step schema, attempts) in one transaction. Raises Fenced."""
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
             self._apply(connection, job, change)
-            fields = {"outcome": result.outcome, "result": _json(result.summary), "exit_status": int(result.exit_status)}
+            fields = {
+                "outcome": result.outcome,
+                "result": _json(result.summary),
+                "exit_status": int(result.exit_status),
+            }
             self._move(connection, job, "complete", fields, detail=result.outcome)
             return [self._adopt(connection, job, *child) for child in children]
 
@@ -230,7 +252,9 @@ class JobTable:
             self._move(connection, job, "give_back", {"attempts": job.attempts - 1}, detail=why)
             return _rows(connection, "job_id = ?", [job.job_id])[0]
 
-    def fail(self, job: Job, error: str, cure: str, exit_status: int, change: StepChange, *, needs_operator: bool) -> Job:
+    def fail(
+        self, job: Job, error: str, cure: str, exit_status: int, change: StepChange, *, needs_operator: bool
+    ) -> Job:
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
             self._apply(connection, job, change)
@@ -267,12 +291,16 @@ class JobTable:
                 raise UsageError(f"job {job.short_id} is {job.state}; only a failed or cancelled one can be retried")
             rivals = _rows(connection, f"scope = ? AND {_UNFINISHED}", [job.scope])
             if rivals:
-                raise Busy(f"{job.scope} has an unfinished job {rivals[0].short_id}", cure="let it end or cancel it first")
+                raise Busy(
+                    f"{job.scope} has an unfinished job {rivals[0].short_id}", cure="let it end or cancel it first"
+                )
             fields = {
                 "attempts": 0, "not_before": stored(self._clock.now()), "cancel_requested": False, "needs_operator": False,
                 "error": None, "cure": None, "outcome": None, "exit_status": None, "finished_at": None,
             }  # fmt: skip
-            self._move(connection, job, "retry" if job.state is State.FAILED else "reopen", fields, detail="by the operator")
+            self._move(
+                connection, job, "retry" if job.state is State.FAILED else "reopen", fields, detail="by the operator"
+            )
             return _rows(connection, "job_id = ?", [job_id])[0]
 
     def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
@@ -298,7 +326,8 @@ class JobTable:
 
     def _still_ours(self, connection: Any, job: Job) -> bool:
         row = connection.execute(
-            "SELECT cancel_requested FROM jobs WHERE job_id = ? AND epoch = ? AND state = 'RUNNING'", [job.job_id, job.epoch]
+            "SELECT cancel_requested FROM jobs WHERE job_id = ? AND epoch = ? AND state = 'RUNNING'",
+            [job.job_id, job.epoch],
         ).fetchone()
         if row is None:
             raise Fenced(f"job {job.short_id} was taken over by a later run")
@@ -339,7 +368,9 @@ class JobTable:
                 [ended[1], now, job.job_id, ended[0], job.epoch],
             ).fetchall()
             if len(moved) != 1:
-                raise StoreError(f"step {ended[0]!r} of job {job.short_id} is not running; was the table edited by hand?")
+                raise StoreError(
+                    f"step {ended[0]!r} of job {job.short_id} is not running; was the table edited by hand?"
+                )
         if change.stale_after is not None:
             connection.execute(
                 "UPDATE steps SET state = 'STALE' WHERE job_id = ? AND seq >= ?", [job.job_id, change.stale_after]
@@ -386,7 +417,12 @@ def _steps(connection: Any, job_id: str) -> list[Step]:
         " WHERE job_id = ? ORDER BY seq",
         [job_id],
     ).fetchall()
-    return [Step(*row[:7], None if row[7] is None else msgspec.json.decode(row[7]), row[8]) for row in rows]
+    names = list(Step.__dataclass_fields__)
+    return [Step(**dict(zip(names, (*row[:7], _decoded(row[7]), row[8]), strict=True))) for row in rows]
+
+
+def _decoded(text: str | None) -> Any:
+    return None if text is None else msgspec.json.decode(text)
 
 
 def _json(value: Any) -> str:

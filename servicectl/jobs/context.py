@@ -1,0 +1,175 @@
+"""What an action sees of its own job: durable steps, observations, a work folder and other scopes' locks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from servicectl import crash
+from servicectl.errors import Busy, StoreError
+from servicectl.files import sha256_of
+from servicectl.jobs import signals
+from servicectl.jobs.locks import Locks
+from servicectl.jobs.model import Job, Step
+from servicectl.jobs.table import StepChange
+
+Value = TypeVar("Value")
+
+
+class StepSink(Protocol):
+    """Where step changes are written; the runner hands in the jobs table."""
+
+    def change_steps(self, job: Job, change: StepChange) -> bool: ...
+
+
+class Cancelled(Exception):
+    """The operator asked this job to stop."""
+
+
+class JobContext:
+    """Handed to an action. `step` memoises intents and products; `observe` looks at the world again on each resume.
+
+    The end of one step and the beginning of the next are one transaction, so a finished step is recorded when the
+    next begins, before an observation, and when the action returns or raises.
+    """
+
+    def __init__(self, job: Job, steps: list[Step], table: StepSink, locks: Locks, state_folder: Path) -> None:
+        self.job = job
+        self._steps = {step.name: step for step in steps}
+        self._table = table
+        self._locks = locks
+        self._state_folder = state_folder
+        self._unrecorded: tuple[str, str] | None = None
+        self._running: str | None = None
+        self._passed: set[str] = set()
+
+    @property
+    def folder(self) -> Path:
+        """`work/<job>/<epoch>/`: an orphan of an earlier epoch cannot write here."""
+        folder = self._state_folder / "work" / self.job.job_id / str(self.job.epoch)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        return folder
+
+    def step(self, name: str, run: Callable[[], Value], returns: type[Value]) -> Value:
+        """Given a step that has completed before, return its stored value; else run it and record what it returns.
+
+        The value is small JSON-able data: paths, digests, counts, decisions. Files are named by objects with `path`,
+        `sha256` and `bytes`; they must be fsynced, and are checked by size and digest before a stored value is used.
+        A missing or changed file means that this step and all after it are done again.
+        """
+        if name in self._passed:
+            raise ValueError(f"step {name!r} is used twice in one action")
+        self._passed.add(name)
+        known, stale = self._steps.get(name), None
+        if known is not None and known.state == "COMPLETED":
+            if self._products_are_intact(known.output):
+                return self._converted(name, known.output, returns)
+            stale = known.seq
+            self._steps = {other: step for other, step in self._steps.items() if step.seq < known.seq}
+        signals.check()
+        self._write(StepChange(completed=self._unrecorded, stale_after=stale, begin=name))
+        self._running = name
+        crash.point(f"{self.job.kind}/{name}/before")
+        value = run()
+        crash.point(f"{self.job.kind}/{name}/effect")
+        output = self._portable(msgspec.json.decode(msgspec.json.encode(value)))
+        self._unrecorded = (name, msgspec.json.encode(output).decode())
+        self._running = None
+        return self._converted(name, output, returns)
+
+    def observe(self, look: Callable[[], Value]) -> Value:
+        """Look at something that is not ours (an ETag, a version, a lease); never remembered across a resume."""
+        self.record()
+        return look()
+
+    def record(self) -> None:
+        """Write the last finished step now."""
+        if self._unrecorded is not None:
+            self._write(StepChange(completed=self._unrecorded))
+
+    def last_change(self, error: str | None = None) -> StepChange:
+        """What still has to be written when the job ends: the finished step, or the running one's failure."""
+        failed = (self._running, error or "interrupted") if self._running else None
+        return StepChange(completed=self._unrecorded, failed=failed)
+
+    @contextlib.contextmanager
+    def borrowed(self, scope: str) -> Iterator[bool]:
+        """Hold another scope for a block; yields False when a living process has it, and the block must leave it alone."""
+        try:
+            lock = self._locks.take(scope)
+        except Busy:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.close()
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """A block that SIGTERM, SIGINT and cancel do not cut: they take effect at its end."""
+        with signals.deferred():
+            yield
+
+    def _write(self, change: StepChange) -> None:
+        with signals.deferred():
+            cancel = self._table.change_steps(self.job, change)
+            if change.completed is not None:
+                self._unrecorded = None
+        if change.completed is not None:
+            crash.point(f"{self.job.kind}/{change.completed[0]}/recorded")
+        if cancel and not signals.is_deferred():
+            self._running = change.begin
+            raise Cancelled
+
+    def _converted(self, name: str, output: Any, returns: type[Value]) -> Value:
+        try:
+            return msgspec.convert(self._located(output), returns)
+        except msgspec.ValidationError as error:
+            raise StoreError(
+                f"step {name!r} of job {self.job.short_id} has a stored result this program cannot read: {error}",
+                cure=f"servicectl jobs cancel {self.job.short_id}, then start it anew",
+            ) from None
+
+    def _portable(self, value: Any) -> Any:
+        """File paths below the state folder are stored relative to it, so that the folder can be moved."""
+        return _map_products(value, self._relative)
+
+    def _located(self, value: Any) -> Any:
+        return _map_products(value, self._absolute)
+
+    def _relative(self, product: dict[str, Any]) -> dict[str, Any]:
+        path = Path(product["path"])
+        inside = path.is_absolute() and path.is_relative_to(self._state_folder)
+        return {**product, "path": str(path.relative_to(self._state_folder)) if inside else str(path)}
+
+    def _absolute(self, product: dict[str, Any]) -> dict[str, Any]:
+        return {**product, "path": str(self._state_folder / product["path"])}
+
+    def _products_are_intact(self, output: Any) -> bool:
+        found: list[dict[str, Any]] = []
+
+        def collect(product: dict[str, Any]) -> dict[str, Any]:
+            found.append(product)
+            return product
+
+        _map_products(self._located(output), collect)
+        return all(_is_intact(product) for product in found)
+
+
+def _is_intact(product: dict[str, Any]) -> bool:
+    path = Path(product["path"])
+    return path.is_file() and path.stat().st_size == product["bytes"] and sha256_of(path) == product["sha256"]
+
+
+def _map_products(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    if isinstance(value, dict):
+        mapped = {key: _map_products(member, change) for key, member in value.items()}
+        return change(mapped) if {"path", "sha256", "bytes"} <= mapped.keys() else mapped
+    if isinstance(value, list):
+        return [_map_products(member, change) for member in value]
+    return value

@@ -1,0 +1,230 @@
+"""Runs jobs: claim, do the steps, record the end. Resume is this same path."""
+
+from __future__ import annotations
+
+import random
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from servicectl import crash, log
+from servicectl.clock import SYSTEM, Clock, stored
+from servicectl.errors import Busy, ExitStatus, ServicectlError, TryAgain
+from servicectl.jobs import signals
+from servicectl.jobs.context import Cancelled, JobContext
+from servicectl.jobs.locks import Locks
+from servicectl.jobs.model import Job, NewJob, Result, State
+from servicectl.jobs.signals import Interrupted
+from servicectl.jobs.table import Fenced, JobTable, StepChange, Submitted
+from servicectl.store import Store, owner
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of job: its action, and the version of its steps.
+
+    Raise `step_schema` when stored step results change meaning; an older job is then parked, never misread, unless
+    `reads` names its version.
+    """
+
+    name: str
+    run: Callable[[JobContext], Result]
+    step_schema: int = 1
+    reads: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Retries:
+    """The table's clock of retries: base * 2^(attempt-1) seconds, jittered by half, at most `cap_s`."""
+
+    max_attempts: int = 5
+    base_s: float = 60.0
+    cap_s: float = 3600.0
+
+    def delay(self, attempts: int) -> float:
+        doubled = self.base_s * float(2 ** max(0, attempts - 1))
+        return min(self.cap_s, doubled) * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How one run of a job ended. `error` is the exception worded for the operator, if there was one."""
+
+    job: Job
+    exit_status: ExitStatus
+    error: ServicectlError | None = None
+    children: tuple[Job, ...] = ()
+
+
+class Runner:
+    def __init__(
+        self,
+        folder: Path,
+        kinds: Mapping[str, Kind],
+        *,
+        retries: Retries = Retries(),
+        clock: Clock = SYSTEM,
+        lock_wait_s: float = 60.0,
+    ) -> None:
+        self.folder = folder
+        self.table = JobTable(Store(folder, clock=clock, lock_wait_s=lock_wait_s), clock)
+        self.locks = Locks(folder / "locks", clock)
+        self._kinds = kinds
+        self._retries = retries
+        self._clock = clock
+
+    def submit(self, new: NewJob) -> Submitted:
+        """See `JobTable.submit`."""
+        kind = self._kinds[new.kind]
+        return self.table.submit(new, step_schema=kind.step_schema, max_attempts=self._retries.max_attempts)
+
+    def run(self, job_id: str) -> Ran:
+        """Given a submitted job, carry it on from its first unfinished step. Raises Busy when another process does."""
+        job = self.table.get(job_id)
+        if job.ended:
+            return _ended(job)
+        with self.locks.held(job.scope):
+            claimed = self.table.claim(job_id, owner())
+            if claimed is None:
+                return _ended(self.table.get(job_id))
+            crash.point(f"{job.kind}/claimed")
+            job, steps = claimed
+            context = JobContext(job, steps, self.table, self.locks, self.folder)
+            with signals.watched():
+                return self._attempt(job, context)
+
+    def run_with_children(self, job_id: str) -> list[Ran]:
+        """`run`, then its children after it has let go of its scope; the job's own result comes first."""
+        first = self.run(job_id)
+        if first.exit_status is ExitStatus.TRY_AGAIN:
+            return [first]
+        return [first, *self.drain(child.job_id for child in self.table.children(job_id))]
+
+    def drain(self, job_ids: Iterable[str]) -> list[Ran]:
+        """Run jobs one after the other with their children; a job another process is working on is left to it."""
+        ran: list[Ran] = []
+        for job_id in job_ids:
+            try:
+                ran += self.run_with_children(job_id)
+            except Busy:
+                log.info(f"job {job_id[-8:]} is being worked on by another process")
+        return ran
+
+    def carry_on(self, scopes: Iterable[str]) -> list[Ran]:
+        """What a working command does first: finish the interrupted and due jobs of its own scopes."""
+        return self.drain(job.job_id for job in self.table.unfinished(scopes) if self._is_due(job))
+
+    def resume(self) -> list[Ran]:
+        """Everything that is due and that nobody works on."""
+        return self.drain(job.job_id for job in self.table.unfinished() if self._is_due(job))
+
+    def is_interrupted(self, job: Job) -> bool:
+        return job.state is State.RUNNING and not self.locks.alive(job.scope)
+
+    def _is_due(self, job: Job) -> bool:
+        if job.state is State.RUNNING:
+            return self.is_interrupted(job)
+        return job.not_before <= stored(self._clock.now())
+
+    def _attempt(self, job: Job, context: JobContext) -> Ran:
+        try:
+            kind = self._kind_for(job)
+            signals.check()
+            result = kind.run(context)
+            signals.hold()
+        except Interrupted as interruption:
+            signals.hold()
+            return self._interrupted(job, context, interruption)
+        except Cancelled:
+            signals.hold()
+            return _ended(self.table.stop(job, context.last_change("cancelled")))
+        except Fenced as fenced:
+            raise Busy(str(fenced), cure=f"servicectl jobs show {job.short_id}") from None
+        except ServicectlError as error:
+            signals.hold()
+            return self._failed(job, context, error)
+        except Exception as error:  # noqa: BLE001 -- a bug in a step must end in the table, not in a lost traceback
+            signals.hold()
+            for line in traceback.format_exc().splitlines():
+                log.error(line)
+            return self._failed(job, context, _as_servicectl_error(error))
+        return self._completed(job, context, result)
+
+    def _kind_for(self, job: Job) -> Kind:
+        kind = self._kinds.get(job.kind)
+        if kind is None:
+            raise ServicectlError(
+                f"this servicectl knows no job kind {job.kind!r}",
+                cure=f"run it with the release that made it, or servicectl jobs cancel {job.short_id}",
+            )
+        if job.step_schema != kind.step_schema and job.step_schema not in kind.reads:
+            raise ServicectlError(
+                f"job {job.short_id} was begun with version {job.step_schema} of {job.kind}'s steps, "
+                f"this servicectl has version {kind.step_schema}",
+                cure=f"finish it with the older release, or servicectl jobs cancel {job.short_id}",
+            )
+        return kind
+
+    def _completed(self, job: Job, context: JobContext, result: Result) -> Ran:
+        children = [
+            (child, self._kinds[child.kind].step_schema, self._retries.max_attempts) for child in result.children
+        ]
+        crash.point(f"{job.kind}/complete/before")
+        inserted = self.table.complete(job, result, context.last_change(), children)
+        crash.point(f"{job.kind}/complete/recorded")
+        return Ran(self.table.get(job.job_id), result.exit_status, children=tuple(inserted))
+
+    def _interrupted(self, job: Job, context: JobContext, interruption: Interrupted) -> Ran:
+        change = context.last_change()
+        if self.table.get(job.job_id).cancel_requested:
+            return _ended(self.table.stop(job, change))
+        given_back = self.table.give_back(job, str(interruption), change)
+        error = TryAgain(
+            f"{interruption}: {job.kind} {job.short_id} was interrupted and can be resumed",
+            cure=f"servicectl jobs resume {job.short_id}",
+        )
+        return Ran(given_back, ExitStatus.TRY_AGAIN, error)
+
+    def _failed(self, job: Job, context: JobContext, error: ServicectlError) -> Ran:
+        change = context.last_change(error.message)
+        if error.retryable and job.attempts < job.max_attempts:
+            waiting = self.table.retry_later(job, error.message, error.cure, self._retries.delay(job.attempts), change)
+            return Ran(waiting, error.exit_status, error)
+        cure = error.cure or f"servicectl jobs show {job.short_id}"
+        needs_operator = not error.retryable
+        failed = self.table.fail(
+            job, error.message, cure, int(error.exit_status), change, needs_operator=needs_operator
+        )
+        return Ran(failed, error.exit_status, error)
+
+
+def worst(statuses: Sequence[ExitStatus]) -> ExitStatus:
+    """The exit status of several results: the first of failed, configuration, try again, not measured that occurs."""
+    order = [
+        ExitStatus.FAILED, ExitStatus.CONFIG, ExitStatus.USAGE, ExitStatus.TRY_AGAIN, ExitStatus.NOT_MEASURED,
+        ExitStatus.NEEDS_OPERATOR, ExitStatus.REJECTED, ExitStatus.DRIFT_FOUND,
+    ]  # fmt: skip
+    return next((status for status in order if status in statuses), ExitStatus.OK)
+
+
+def _ended(job: Job) -> Ran:
+    status = ExitStatus(job.exit_status) if job.exit_status is not None else ExitStatus.OK
+    error = None
+    if job.state is State.FAILED:
+        error = ServicectlError(job.error or "failed", cure=job.cure or "")
+    elif job.state is State.CANCELLED:
+        status = ExitStatus.FAILED
+        error = ServicectlError(f"job {job.short_id} was cancelled", cure=f"servicectl jobs retry {job.short_id}")
+    return Ran(job, status, error)
+
+
+def _as_servicectl_error(error: Exception) -> ServicectlError:
+    wrapped = TryAgain(
+        f"unexpected {type(error).__name__}: {error}", cure="this may be a bug: rerun with -v and report it"
+    )
+    wrapped.exit_status = ExitStatus.FAILED
+    return wrapped
+
+
+__all__ = ["Kind", "Ran", "Result", "Retries", "Runner", "StepChange", "worst"]
