@@ -37,6 +37,7 @@ class HandlerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     timeout_s: Positive = 30.0  # the wait for one answer
     statement_deadline_s: Positive = 60.0  # a change that has not run by then must not run at all
     clock_skew_s: Positive = 5.0  # the most the handler's clock may differ from ours
+    snapshot_timeout_s: Positive = 3600.0  # the wait for one snapshot to be written
     snapshot_folder: str | None = None  # as we see it; unset: <state>/snapshots
     snapshot_folder_handler: str | None = None  # the same folder as the handler sees it
 
@@ -191,6 +192,14 @@ def secret(variable: str, file: str | None, credential: str) -> str | None:
         except OSError as error:
             raise ConfigError(f"the secret file {candidate} cannot be read: {error.strerror}") from None
     return None
+
+
+def seconds(duration: str, key: str) -> float:
+    """Given "90d", "36h", "15m" or "20s", the number of seconds. Raises ConfigError naming the key."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([dhms])\s*", duration)
+    if match is None:
+        raise ConfigError(f"{key}: {duration!r} is not a length of time", cure='write it like "30d", "12h", "15m" or "20s"')
+    return float(match.group(1)) * {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}[match.group(2)]
 
 
 def search_path(environment: Mapping[str, str] = os.environ) -> list[Path]:

@@ -44,6 +44,7 @@ class JobContext:
         self._locks = locks
         self._state_folder = state_folder
         self._unrecorded: tuple[str, str] | None = None
+        self._failed: tuple[str, str] | None = None
         self._running: str | None = None
         self._passed: set[str] = set()
 
@@ -71,12 +72,16 @@ class JobContext:
             stale = known.seq
             self._steps = {other: step for other, step in self._steps.items() if step.seq < known.seq}
         signals.check()
-        self._write(StepChange(completed=self._unrecorded, stale_after=stale, begin=name))
-        self._running = name
+        self._write(StepChange(completed=self._unrecorded, failed=self._failed, stale_after=stale, begin=name))
         crash.point(f"{self.job.kind}/{name}/before")
-        value = run()
+        try:
+            value = run()
+        except Exception as error:
+            # The action may catch this and go on; the record must not show the step as running for ever.
+            self._failed, self._running = (name, str(error)), None
+            raise
         crash.point(f"{self.job.kind}/{name}/effect")
-        output = self._portable(msgspec.json.decode(msgspec.json.encode(value)))
+        output = self.portable(msgspec.json.decode(msgspec.json.encode(value)))
         self._unrecorded = (name, msgspec.json.encode(output).decode())
         self._running = None
         return self._converted(name, output, returns)
@@ -93,7 +98,7 @@ class JobContext:
 
     def last_change(self, error: str | None = None) -> StepChange:
         """What still has to be written when the job ends: the finished step, or the running one's failure."""
-        failed = (self._running, error or "interrupted") if self._running else None
+        failed = (self._running, error or "interrupted") if self._running else self._failed
         return StepChange(completed=self._unrecorded, failed=failed)
 
     @contextlib.contextmanager
@@ -120,26 +125,29 @@ class JobContext:
             cancel = self._table.change_steps(self.job, change)
             if change.completed is not None:
                 self._unrecorded = None
+            if change.failed is not None:
+                self._failed = None
+            self._running = change.begin
         if change.completed is not None:
             crash.point(f"{self.job.kind}/{change.completed[0]}/recorded")
         if cancel and not signals.is_deferred():
-            self._running = change.begin
             raise Cancelled
 
     def _converted(self, name: str, output: Any, returns: type[Value]) -> Value:
         try:
-            return msgspec.convert(self._located(output), returns)
+            return msgspec.convert(self.located(output), returns)
         except msgspec.ValidationError as error:
             raise StoreError(
                 f"step {name!r} of job {self.job.short_id} has a stored result this program cannot read: {error}",
                 cure=f"servicectl jobs cancel {self.job.short_id}, then start it anew",
             ) from None
 
-    def _portable(self, value: Any) -> Any:
+    def portable(self, value: Any) -> Any:
         """File paths below the state folder are stored relative to it, so that the folder can be moved."""
         return _map_products(value, self._relative)
 
-    def _located(self, value: Any) -> Any:
+    def located(self, value: Any) -> Any:
+        """The inverse of `portable`, for a job's spec or another job's result."""
         return _map_products(value, self._absolute)
 
     def _relative(self, product: dict[str, Any]) -> dict[str, Any]:
@@ -157,7 +165,7 @@ class JobContext:
             found.append(product)
             return product
 
-        _map_products(self._located(output), collect)
+        _map_products(self.located(output), collect)
         return all(_is_intact(product) for product in found)
 
 

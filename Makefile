@@ -1,0 +1,53 @@
+# Every task of the project, each by one name. Pass options on with ARGS: make demo ARGS="--crash"
+ARGS =
+BIN = .venv/bin
+PROTOS = $(wildcard proto/servicectl/_pb/*.proto)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check format lock proto bench clean parts
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.demo ## install what runs servicectl and show the whole loop (no root needed; ARGS="--crash", "--json")
+	$(BIN)/servicectl demo $(ARGS)
+
+test: parts .venv/.dev check ## install what the tests need, run `make check` and every test (ARGS="-k name"; STRICT=1 turns SKIP into failure)
+	$(BIN)/python -m pytest $(if $(CI),--durations=15) $(ARGS)
+
+check: .venv/.dev ## linter, formatter, types, import direction, generated code
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	sh tools/check-proto $(PROTOS)
+
+format: .venv/.dev ## rewrite the code as `make check` wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: ## pin the dependencies of pyproject.toml again, with hashes (ARGS=--upgrade takes newer ones; needs uv)
+	sh tools/lock $(ARGS)
+
+proto: .venv/.dev ## generate servicectl/_pb from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --grpc_python_out=. --pyi_out=. $(PROTOS)
+
+bench: .venv/.dev ## measure (ARGS="startup --quick --json")
+	$(BIN)/python -m bench $(or $(ARGS),startup)
+
+clean: ## remove what make installed and what the tools left
+	rm -rf .venv node_modules build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+parts:
+	@sh tools/install-parts
+
+.venv/.demo: requirements/demo.txt pyproject.toml tools/venv tools/find-python
+	@sh tools/venv requirements/demo.txt
+	@touch $@
+
+# The development lock holds every pin of the demo's, so it satisfies both.
+.venv/.dev: requirements/dev.txt pyproject.toml tools/venv tools/find-python
+	@sh tools/venv requirements/dev.txt
+	@touch .venv/.demo $@

@@ -1,0 +1,4 @@
+"""Figures about servicectl, measured side by side with what they are compared to, in one run.
+
+A benchmark is a module here with a docstring, `run(quick) -> {figure: value}`, and `LIMITS`, {figure: the most it may be}.
+"""

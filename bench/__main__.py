@@ -1,0 +1,70 @@
+"""`python -m bench NAME`: one benchmark's figures as a table, or with --json as one JSON object on stdout.
+
+Exit status 0 when everything was measured, also over a limit: a figure from a busy machine is for a reader to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+
+import bench
+
+
+def _benchmarks() -> dict[str, str]:
+    """Name -> first line of the docstring, read without importing anything."""
+    found = {}
+    for module in pkgutil.iter_modules(bench.__path__):
+        if not module.name.startswith("_"):
+            source = (Path(__file__).parent / f"{module.name}.py").read_text()
+            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return found
+
+
+def _arguments() -> argparse.Namespace:
+    benchmarks = _benchmarks()
+    listing = "\n".join(f"  {name:<12} {what}" for name, what in benchmarks.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure one thing about servicectl.",
+        epilog=f"benchmarks:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", metavar="NAME", choices=benchmarks, help="one of the benchmarks below")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds: seconds, not precision")
+    parser.add_argument("--json", action="store_true", help="print one JSON object of figures")
+    return parser.parse_args()
+
+
+def _print_table(title: str, figures: dict[str, float], limits: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    table.add_column("figure")
+    table.add_column("measured", justify="right")
+    table.add_column("at most", justify="right")
+    table.add_column("")
+    for name, value in figures.items():
+        limit = limits.get(name)
+        verdict = "" if limit is None else "[green]ok[/]" if value <= limit else "[bold red]over[/]"
+        table.add_row(name, f"{value:.2f}", "" if limit is None else f"{limit:g}", verdict)
+    Console().print(table)
+
+
+def main() -> None:
+    arguments = _arguments()
+    module = importlib.import_module(f"bench.{arguments.name}")
+    figures: dict[str, float] = module.run(quick=arguments.quick)
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        _print_table(arguments.name, figures, getattr(module, "LIMITS", {}))
+
+
+if __name__ == "__main__":
+    main()

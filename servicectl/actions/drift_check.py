@@ -1,0 +1,252 @@
+"""drift-check: ask Service C, judge what it says, write it down, sound the alarm, queue the retrains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from servicectl import log
+from servicectl.actions import retrain
+from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN, serving_scope
+from servicectl.actions.production import read_truth
+from servicectl.drift.policy import (
+    Asked,
+    Decision,
+    FeatureRows,
+    Findings,
+    Measured,
+    Settings,
+    Verdict,
+    affected,
+    alarm_changes,
+    decide,
+    summary,
+)
+from servicectl.errors import ExitStatus, NotMeasured
+from servicectl.estate.artifacts import names
+from servicectl.jobs.context import JobContext
+from servicectl.jobs.model import NewJob, Result
+from servicectl.jobs.runner import Ran
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+    from servicectl.estate.registry import ModelRow
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look at every production model: what was decided, which models must retrain, and what to tell."""
+
+    decisions: tuple[Decision, ...]
+    drifted: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    retrain: Mapping[str, tuple[str, ...]]
+    changes: tuple[tuple[str, str, str, str, str], ...]
+    rows_without_time: int
+    outcome: str
+    not_measured: int
+
+
+def start(world: World, *, queue_only: bool = False) -> list[Ran]:
+    """Carry on an unfinished check, then check; unless told to queue only, run the retrains it asks for."""
+    carried = world.runner.carry_on([DRIFT_CHECK])
+    job = world.runner.submit(NewJob(DRIFT_CHECK, DRIFT_CHECK, {}, trigger=world.trigger)).job
+    if queue_only or world.config.drift.retrain == "queue":
+        return [*carried, world.runner.run(job.job_id)]
+    return [*carried, *world.runner.run_with_children(job.job_id)]
+
+
+def run(world: World, context: JobContext) -> Result:
+    rows = context.observe(lambda: _preflight(world))
+    if not rows:
+        return Result("no-production-models", {"models": []})
+    look = context.step("look", lambda: _look(world, context, rows), Look)
+    for unexpected in look.unexpected:
+        log.warning(f"Service C answered {unexpected}, which was not asked for; it was left out")
+    for row in rows:
+        scores = _scores(look.decisions, row.model_id)
+        if scores:
+            context.step(
+                f"scores {row.model_id}", lambda row=row, scores=scores: _write_scores(world, context, row, scores), str
+            )
+    context.step("record", lambda: _record(world, context, look), int)
+    context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, look.changes), int)
+    context.step("sound alarms", lambda: world.alarms.sound([change[4] for change in look.changes]), type(None))
+    return _result(world, context, look)
+
+
+def _preflight(world: World) -> tuple[ModelRow, ...]:
+    """Production rows, after every party the check depends on has answered. Raises the party's own error."""
+    world.keys.ping()
+    world.queue.ping()
+    rows = world.registry.production()
+    if not rows and world.keys.names():
+        raise NotMeasured(
+            "model_metadata has no production row although Redis names production models: " + ", ".join(sorted(world.keys.names())),
+            cure="servicectl doctor; is the handler serving the right database file?",
+        )
+    if rows and not world.registry.has_features_view():
+        from servicectl.estate.registry import CREATE_VIEW
+
+        raise NotMeasured(
+            "Service C reads its current rows from `features`, which does not exist: it would measure nothing",
+            cure=f"servicectl doctor --create-view  (runs: {CREATE_VIEW})",
+        )
+    return rows
+
+
+def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
+    features_of = {row.model_id: tuple(feature.name for feature in row.expected_features) for row in rows}
+    wanted = sorted({feature for features in features_of.values() for feature in features})
+    counted = world.registry.feature_rows(wanted)
+    asked = [Asked(row.model_id, row.version, features_of[row.model_id], _learnt_until(world, row)) for row in rows]
+    analytics = world.config.analytics
+    measurements = sum(len(model.features) for model in asked)
+    answer = world.analytics.ask(analytics.deadline_base_s + analytics.deadline_per_feature_s * measurements)
+    answers = {
+        model.model_id: {
+            metric.feature: Measured(metric.psi, metric.ks_stat, metric.ks_p_value, metric.kl_divergence, metric.status)
+            for metric in model.metrics
+        }
+        for model in answer
+    }
+    feature_rows = {name: FeatureRows(rows.rows, rows.without_time, rows.newest) for name, rows in counted.items()}
+    settings = Settings(world.config.drift.min_rows, world.config.drift.effect_floor_psi)
+    findings = decide(asked, answers, feature_rows, settings, now=world.clock.now())
+    return _as_look(world, findings, features_of, feature_rows)
+
+
+def _as_look(
+    world: World,
+    findings: Findings,
+    features_of: Mapping[str, tuple[str, ...]],
+    feature_rows: Mapping[str, FeatureRows],
+) -> Look:
+    told = summary(findings)
+    standing = world.alarms.standing()
+    previous = {pair: Verdict(verdict) for pair, verdict in standing.verdicts.items()}
+    changes = alarm_changes(previous, findings.decisions, unmeasured=standing.unmeasured)
+    return Look(
+        decisions=findings.decisions,
+        drifted=findings.drifted,
+        unexpected=findings.unexpected,
+        retrain=affected(findings, features_of),
+        changes=tuple((c.model_id, c.feature, c.kind, c.verdict.value, c.text) for c in changes),
+        rows_without_time=sum(rows.without_time for rows in feature_rows.values()),
+        outcome=told.outcome,
+        not_measured=told.not_measured,
+    )
+
+
+def _learnt_until(world: World, row: ModelRow) -> datetime | None:
+    """The newest row this version was trained or judged on, or a later challenger of it was judged on."""
+    seen = [moment for moment in (_manifest_last(world, row), _last_judged(world, row.model_id)) if moment]
+    return max(seen) if seen else None
+
+
+def _manifest_last(world: World, row: ModelRow) -> datetime | None:
+    truth = read_truth(world, row.model_id, row.azure_location or None)
+    if truth.pointer is None:
+        return None
+    name = names.manifest(truth.location, row.model_id, truth.pointer.version)
+    if world.artifacts.stat(name) is None:
+        return None
+    manifest = msgspec.json.decode(world.artifacts.read(name)[0])
+    return _moment(manifest.get("snapshot", {}).get("last"))
+
+
+def _last_judged(world: World, model_id: str) -> datetime | None:
+    for job in world.runner.table.newest(kind=RETRAIN, limit=200):
+        if job.result is not None and job.spec.get("model") == model_id:
+            return _moment(job.result.get("snapshot", {}).get("last"))
+    return None
+
+
+def _moment(text: object) -> datetime | None:
+    if not isinstance(text, str):
+        return None
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _scores(decisions: tuple[Decision, ...], model_id: str) -> dict[str, float]:
+    """PSI per feature; a feature that was not measured keeps its last known score."""
+    unmeasured = (Verdict.NOT_MEASURED, Verdict.QUARANTINE)
+    return {
+        decision.feature: decision.psi
+        for decision in decisions
+        if decision.model_id == model_id and decision.psi is not None and decision.verdict not in unmeasured
+    }
+
+
+def _write_scores(world: World, context: JobContext, row: ModelRow, scores: dict[str, float]) -> str:
+    with context.borrowed(serving_scope(row.model_id)) as free:
+        if not free:
+            return "left alone: the model is being published"
+        current = [r for r in world.registry.rows(row.model_id) if r.status == "production"]
+        if [r.version for r in current] != [row.version]:
+            return "left alone: another version is in production now"
+        world.registry.write_drift_scores(row.model_id, row.version, scores)
+        served = world.keys.read(row.model_id)
+        if served is None or served.version != row.version:
+            return "written to the registry; Redis has another version"
+        world.keys.update_drift_scores(row.model_id, served.generation, scores)
+        return "written"
+
+
+def _record(world: World, context: JobContext, look: Look) -> int:
+    from servicectl.estate.registry import DriftResult
+
+    world.registry.ensure_tables()
+    checked_at = context.job.created_at
+    results = [
+        DriftResult(
+            run_id=context.job.job_id,
+            model_id=decision.model_id,
+            model_version=decision.version,
+            feature_name=decision.feature,
+            verdict=decision.verdict.value,
+            service_status=decision.status,
+            psi=decision.psi,
+            ks_stat=decision.ks_stat,
+            ks_p_value=decision.ks_p_value,
+            kl_divergence=decision.kl_divergence,
+            feature_rows=decision.rows,
+            reason=decision.reason,
+            checked_at=checked_at,
+        )
+        for decision in look.decisions
+    ]
+    world.registry.record_drift_results(results)
+    return len(results)
+
+
+def _result(world: World, context: JobContext, look: Look) -> Result:
+    children: list[NewJob] = []
+    not_configured: list[str] = []
+    if world.config.drift.retrain != "never":
+        for model_id in look.retrain:
+            if model_id not in world.config.models:
+                not_configured.append(model_id)
+                log.error(f"{model_id} uses drifted features but has no [models.{model_id}] section: it is not retrained")
+                continue
+            children.append(retrain.job(world, model_id, trigger="drift"))
+    told: dict[str, Any] = {
+        "decisions": [msgspec.to_builtins(decision) for decision in look.decisions],
+        "retrain": {model_id: list(features) for model_id, features in look.retrain.items()},
+        "not_configured": not_configured,
+        "rows_without_time": look.rows_without_time,
+        "not_measured": look.not_measured,
+    }
+    status = ExitStatus.OK
+    if not_configured:
+        status = ExitStatus.FAILED
+    elif look.not_measured:
+        status = ExitStatus.NOT_MEASURED
+    return Result(look.outcome, told, status, tuple(children))
+
+

@@ -1,0 +1,119 @@
+"""The one truth for production, read and projected: pointer -> verified bytes -> registry row -> Redis.
+
+The artifact store's pointer says which version is in production; the registry and Redis follow it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from servicectl.errors import IntegrityError
+from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.pointer import Pointer, decode
+from servicectl.estate.serving_keys import Projection
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+    from servicectl.estate.artifacts.protocol import Blob
+    from servicectl.estate.registry import ModelRow
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the artifact store says. Without a pointer the incumbent is from before servicectl (generation 0).
+
+    `incumbent` and `pointer_etag` are the blobs' ETags as observed, None where there is no such blob.
+    """
+
+    location: str
+    pointer: Pointer | None
+    baseline: dict[str, Any]
+    incumbent: Blob | None
+    pointer_etag: str | None
+
+    @property
+    def generation(self) -> int:
+        return self.pointer.generation if self.pointer else 0
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Verified bytes of the production model, by its digest."""
+
+    content: bytes
+    sha256: str
+    name: str
+
+
+def read_truth(world: World, model_id: str, location: str | None = None) -> Truth:
+    """Given a model, what its artifact folder holds now. Raises as the artifact store does."""
+    folder = names.checked_location(location or names.location(model_id))
+    pointer_name = names.production(folder, model_id, "json")
+    pointer_blob = world.artifacts.stat(pointer_name)
+    pointer: Pointer | None = None
+    baseline: dict[str, Any] = {}
+    if pointer_blob is not None:
+        content, pointer_blob = world.artifacts.read(pointer_name)
+        pointer, baseline = decode(content)
+        if pointer is not None and pointer.model_id != model_id:
+            raise IntegrityError(
+                f"{pointer_name} is the pointer of model {pointer.model_id!r}, not of {model_id!r}",
+                cure="a folder was copied by hand: remove the pointer or restore the right one",
+            )
+    incumbent = world.artifacts.stat(names.production(folder, model_id, "pkl"))
+    return Truth(folder, pointer, baseline, incumbent, pointer_blob.etag if pointer_blob else None)
+
+
+def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact | None:
+    """Given the truth, download the production model and verify it against the pointer; None when there is none.
+
+    A production body that differs from the pointer (a publish died between swap and pointer) is not used: the
+    pointer's immutable copy is. An incumbent from before servicectl has no digest on record and is taken as it is.
+    """
+    production_name = names.production(truth.location, model_id, "pkl")
+    if truth.pointer is None:
+        if truth.incumbent is None:
+            return None
+        return _downloaded(world, production_name, folder)
+    if truth.incumbent is not None:
+        artifact = _downloaded(world, production_name, folder)
+        if artifact.sha256 == truth.pointer.sha256:
+            return Artifact(artifact.content, artifact.sha256, truth.pointer.name)
+    immutable = _downloaded(world, truth.pointer.name, folder)
+    if immutable.sha256 != truth.pointer.sha256:
+        raise IntegrityError(
+            f"neither {production_name} nor {truth.pointer.name} has the digest on record ({truth.pointer.sha256[:12]}…)",
+            cure=f"restore the bytes, or publish {model_id} anew; nothing was served from them",
+        )
+    return immutable
+
+
+def _downloaded(world: World, name: str, folder: Path) -> Artifact:
+    target = folder / f"fetched-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    try:
+        blob = world.artifacts.download(name, target)
+        content = target.read_bytes()
+    finally:
+        target.unlink(missing_ok=True)
+    digest = hashlib.sha256(content).hexdigest()
+    if blob.sha256 not in (None, digest):
+        raise IntegrityError(f"{name} changed on disk while it was read", cure="try again")
+    return Artifact(content, digest, name)
+
+
+def project(world: World, row: ModelRow, truth: Truth, artifact: Artifact) -> str:
+    """Write one model into Redis as the registry row and the pointer say; "written", "unchanged" or "superseded"."""
+    projection = Projection(
+        model_id=row.model_id,
+        generation=truth.generation,
+        version=row.version,
+        sha256=artifact.sha256,
+        name=artifact.name,
+        job_id=truth.pointer.job_id if truth.pointer else "",
+        metadata=row.to_json(),
+        artifacts={"pkl": artifact.content},
+    )
+    return str(world.keys.project(projection))

@@ -1,0 +1,208 @@
+"""publish: the protocol that moves one model into production, each line a durable step.
+
+The artifact store's swap and pointer decide; what comes before them is invisible to serving, what comes after
+follows from them and is repeated until it holds. docs/publish.md shows each store's state after each step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from servicectl import log
+from servicectl.actions import canary, switching
+from servicectl.actions.kinds import PUBLISH, RETRAIN, serving_scope
+from servicectl.actions.production import Truth, read_truth
+from servicectl.actions.retrain import Candidate
+from servicectl.actions.switching import Target
+from servicectl.actions.versions import Reserved, reserve
+from servicectl.errors import ExitStatus, IntegrityError, UsageError
+from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.protocol import AlreadyThere
+from servicectl.estate.registry import Feature, ModelRow
+from servicectl.files import sha256_of
+from servicectl.jobs.context import JobContext
+from servicectl.jobs.model import Job, NewJob, Result, State
+from servicectl.jobs.runner import Ran
+from servicectl.training.spec import verified
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+
+
+class Request(Struct, frozen=True):
+    model: str
+    retrain_job: str
+    expected_generation: int
+    candidate: Candidate
+
+
+class Registered(Struct, frozen=True):
+    """The registry's production version before the switch, None when there was none."""
+
+    replaces: str | None
+
+
+def start(world: World, model_id: str) -> list[Ran]:
+    """Carry on an unfinished publish of the model, else publish its newest promoted challenger."""
+    carried = world.runner.carry_on([serving_scope(model_id)])
+    if any(ran.job.kind == PUBLISH for ran in carried):
+        return carried
+    waiting = newest_challenger(world, model_id)
+    submitted = world.runner.submit(
+        NewJob(PUBLISH, serving_scope(model_id), waiting.result["publish"], trigger=world.trigger)
+        if waiting.result
+        else NewJob(PUBLISH, serving_scope(model_id))
+    )
+    return [*carried, *world.runner.run_with_children(submitted.job.job_id)]
+
+
+def newest_challenger(world: World, model_id: str) -> Job:
+    """The retrain whose promoted challenger is not published. Raises UsageError when there is none."""
+    world.config.model(model_id)
+    for job in world.runner.table.newest(kind=RETRAIN, limit=1000):
+        if job.spec.get("model") != model_id or job.state is not State.COMPLETED or not job.result:
+            continue
+        if job.outcome != "promoted":
+            break
+        truth = read_truth(world, model_id)
+        if truth.pointer is not None and truth.pointer.sha256 == job.result["model_sha256"]:
+            raise UsageError(
+                f"the newest challenger of {model_id} is in production already (version {truth.pointer.version})",
+                cure=f"servicectl retrain {model_id}",
+            )
+        return job
+    raise UsageError(f"no promoted challenger of {model_id} waits to be published", cure=f"servicectl retrain {model_id}")
+
+
+def run(world: World, context: JobContext) -> Result:
+    request = msgspec.convert(context.located(context.job.spec), Request)
+    model_id, mine = request.model, context.job.job_id
+    truth = context.observe(lambda: read_truth(world, model_id))
+    already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
+    if truth.generation != request.expected_generation and not already_pointed:
+        return _superseded(request, truth)
+    reserved = context.step("reserve", lambda: _reserve(world, context, request, truth), Reserved)
+    target = Target(
+        model_id=model_id,
+        location=truth.location,
+        version=reserved.version,
+        generation=request.expected_generation + 1,
+        name=names.versioned(truth.location, model_id, reserved.version, "pkl"),
+        file=request.candidate.model,
+        baseline=request.candidate.baseline,
+        manifest_sha256=reserved.manifest_sha256,
+        published_at=reserved.at,
+        job_id=mine,
+    )
+    context.step("upload", lambda: _upload(world, context, target), str)
+    registered = context.step("register", lambda: _register(world, request, target, reserved), Registered)
+    tried = context.step("try candidate", lambda: canary.try_candidate(world, model_id, request.candidate), canary.Tried)
+    if tried.wrong:
+        return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
+    context.step("archive", lambda: _archive(world, truth, target, registered.replaces), str)
+    with context.finishing():
+        if not switching.put_in_production(world, context, truth, target, registered.replaces):
+            return _superseded(request, read_truth(world, model_id))
+        served = context.step("canary", lambda: canary.watch_production(world, model_id, request.candidate), canary.Tried)
+        if served.wrong:
+            undone = switching.undo(world, context, truth, target)
+            return Result("undone", _told(request, target, f"{served.note}; {undone}"), ExitStatus.FAILED)
+    return Result("published", {**_told(request, target, served.note), "replaces": registered.replaces})
+
+
+def _superseded(request: Request, truth: Truth) -> Result:
+    now = f"{truth.pointer.version} (generation {truth.generation})" if truth.pointer else f"generation {truth.generation}"
+    log.warning(f"{request.model}: another publish put {now} into production; this challenger was judged against an older one")
+    told = {"model": request.model, "expected_generation": request.expected_generation, "in_production": now}
+    return Result("superseded", told, ExitStatus.FAILED)
+
+
+def _told(request: Request, target: Target, note: str) -> dict[str, Any]:
+    return {
+        "model": request.model,
+        "version": target.version,
+        "generation": target.generation,
+        "sha256": target.file.sha256,
+        "retrain_job": request.retrain_job,
+        "serving": note,
+    }
+
+
+def _reserve(world: World, context: JobContext, request: Request, truth: Truth) -> Reserved:
+    described = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
+    return reserve(world, request.model, truth.location, described, context.job)
+
+
+def _upload(world: World, context: JobContext, target: Target) -> str:
+    """The immutable pair of this version, read back by digest."""
+    metadata = target.metadata
+    baseline_name = names.versioned(target.location, target.model_id, target.version, "json")
+    verified(target.file, "model")
+    world.artifacts.create(target.name, Path(target.file.path), metadata)
+    world.artifacts.create(baseline_name, verified(target.baseline, "baseline"), metadata)
+    for name, product in ((target.name, target.file), (baseline_name, target.baseline)):
+        readback = context.folder / "readback"
+        try:
+            world.artifacts.download(name, readback)
+            if sha256_of(readback) != product.sha256:
+                raise IntegrityError(
+                    f"{name} reads back with another digest than was uploaded", cure="check the artifact store's disk; publish again"
+                )
+        finally:
+            readback.unlink(missing_ok=True)
+    return target.name
+
+
+def _register(world: World, request: Request, target: Target, reserved: Reserved) -> Registered:
+    """The new row as `staging` and its baseline; which version the registry has in production now."""
+    manifest = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
+    types = {feature["name"]: feature["type"] for feature in manifest["features"]}
+    row = ModelRow(
+        model_id=target.model_id,
+        artifact_type="pkl",
+        version=target.version,
+        trained_date=reserved.trained_at.date(),
+        model_drift_score=None,
+        status="staging",
+        azure_location=target.location,
+        expected_features=tuple(Feature(index, name, kind, None) for index, (name, kind) in enumerate(types.items())),
+        created_at=reserved.at,
+    )
+    world.registry.insert_staging(row)
+    baseline = verified(target.baseline, "baseline")
+    world.registry.ensure_tables()
+    world.registry.store_baseline(target.model_id, target.version, baseline.decode(), target.baseline.sha256)
+    rows = world.registry.rows(target.model_id)
+    replaced = [row.version for row in rows if row.status == "production" and row.version != target.version]
+    return Registered(replaced[0] if replaced else None)
+
+
+def _archive(world: World, truth: Truth, target: Target, registry_version: str | None) -> str:
+    """The incumbent under its own version's name, so that the swap loses nothing; its name, or "" if there is none."""
+    incumbent = truth.incumbent
+    if incumbent is None or incumbent.sha256 == target.file.sha256:
+        return ""
+    if truth.pointer is not None and incumbent.sha256 == truth.pointer.sha256:
+        kept = world.artifacts.stat(truth.pointer.name)
+        if kept is not None and kept.name != incumbent.name:
+            return kept.name
+    version = truth.pointer.version if truth.pointer else registry_version
+    return archive_incumbent(world, truth, target.model_id, version or "0.0.0")
+
+
+def archive_incumbent(world: World, truth: Truth, model_id: str, version: str) -> str:
+    """Copy the production blob to a versioned name; one that holds other content gets a digest suffix."""
+    incumbent = truth.incumbent
+    if incumbent is None:
+        return ""
+    wanted = names.versioned(truth.location, model_id, version, "pkl")
+    try:
+        return world.artifacts.copy(incumbent.name, wanted, incumbent.etag).name
+    except AlreadyThere:
+        digest = incumbent.sha256 or incumbent.etag.strip('"').replace("-", "").lower().ljust(12, "0")
+        suffixed = names.archived(truth.location, model_id, version, digest, "pkl")
+        return world.artifacts.copy(incumbent.name, suffixed, incumbent.etag).name

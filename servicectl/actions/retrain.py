@@ -1,0 +1,268 @@
+"""retrain: snapshot -> train -> judge against the champion -> package; a promoted challenger is published by a child job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from servicectl.actions.kinds import PUBLISH, RETRAIN, retrain_scope, serving_scope
+from servicectl.actions.production import fetch, read_truth
+from servicectl.actions.snapshot import Snapshot, take
+from servicectl.config import ModelConfig, seconds
+from servicectl.errors import ExitStatus
+from servicectl.estate.artifacts import names
+from servicectl.files import sha256_of, write_atomically
+from servicectl.jobs.context import JobContext
+from servicectl.jobs.model import NewJob, Result
+from servicectl.jobs.runner import Ran
+from servicectl.training import floor
+from servicectl.training.package import manifest
+from servicectl.training.source import snapshot_query
+from servicectl.training.spec import (
+    GateSpec,
+    ProductFile,
+    Servability,
+    Source,
+    Trained,
+    TrainingSpec,
+    Verdict,
+    canonical,
+)
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+
+
+class Champion(Struct, frozen=True):
+    """What was in production when the plan was made; `generation` 0 and no version: nothing of ours."""
+
+    generation: int
+    version: str | None = None
+    seen_until: datetime | None = None
+
+
+class Plan(Struct, frozen=True):
+    spec: TrainingSpec
+    gate: GateSpec
+    query: str
+    champion: Champion
+
+
+class ChampionFile(Struct, frozen=True):
+    file: ProductFile | None
+
+
+class Candidate(Struct, frozen=True):
+    """Everything a publish needs. `manifest` still lacks the version, which the publish allocates."""
+
+    model: ProductFile
+    baseline: ProductFile
+    manifest: ProductFile
+    canary: ProductFile
+
+
+def job(
+    world: World, model_id: str, *, window: str | None = None, publish: bool = True, trigger: str | None = None
+) -> NewJob:
+    """A retrain of one configured model. Raises UsageError for an unknown model, ConfigError for a bad window."""
+    chosen = window or world.config.model(model_id).window
+    if chosen is not None:
+        seconds(chosen, "--window" if window else f"models.{model_id}.window")
+    spec = {"model": model_id, "window": chosen, "publish": publish}
+    return NewJob(RETRAIN, retrain_scope(model_id), spec, trigger=trigger or world.trigger)
+
+
+def start(
+    world: World, models: Sequence[str], *, window: str | None = None, publish: bool = True, parallel: int = 1
+) -> list[Ran]:
+    """Carry on what is unfinished of these models, then retrain each; one that fails does not stop the others."""
+    new = [job(world, model_id, window=window, publish=publish) for model_id in models]
+    scopes = [scope for model_id in models for scope in (retrain_scope(model_id), serving_scope(model_id))]
+    carried = world.runner.carry_on(scopes)
+    done = {ran.job.scope for ran in carried if ran.job.kind == RETRAIN}
+    jobs = [world.runner.submit(one).job.job_id for one in new if one.scope not in done]
+    if parallel == 1 or len(jobs) < 2:
+        return [*carried, *(ran for job_id in jobs for ran in world.runner.run_with_children(job_id))]
+    from servicectl.actions.side_by_side import run_side_by_side
+
+    return [*carried, *run_side_by_side(world, jobs, parallel)]
+
+
+def run(world: World, context: JobContext) -> Result:
+    model_id = str(context.job.spec["model"])
+    plan = context.step("plan", lambda: _plan(world, model_id, context.job.spec.get("window")), Plan)
+    snapshot = context.step("snapshot", lambda: take(world, plan.spec, plan.query, context.folder), Snapshot)
+    source = Path(snapshot.file.path)
+    trained = context.step("train", lambda: floor.train(plan.spec, source, context.folder), Trained)
+    champion = context.step("champion", lambda: _champion_file(world, model_id, plan, context.folder), ChampionFile)
+    verdict = context.step("judge", lambda: _judge(plan, source, trained, champion), Verdict)
+    told = _told(plan, snapshot, trained, verdict)
+    if verdict.decision == "REJECT":
+        return Result("rejected", told)
+    if verdict.decision == "INCONCLUSIVE":
+        return Result("inconclusive", told, ExitStatus.NOT_MEASURED)
+    serving = world.config.serving
+    servable = context.step(
+        "check", lambda: floor.check(plan.spec, source, trained.model, serving.max_mb, serving.libraries), Servability
+    )
+    candidate = context.step(
+        "package", lambda: _package(world, context, plan, snapshot, trained, verdict, servable), Candidate
+    )
+    publish = NewJob(
+        PUBLISH,
+        serving_scope(model_id),
+        publish_spec(model_id, context.job.job_id, plan.champion.generation, context.portable(msgspec.to_builtins(candidate))),
+        trigger=context.job.trigger,
+    )
+    wanted = bool(context.job.spec.get("publish", True))
+    return Result("promoted", {**told, "publish": publish.spec}, children=(publish,) if wanted else ())
+
+
+def publish_spec(model_id: str, retrain_job: str, generation: int, candidate: dict[str, Any]) -> dict[str, Any]:
+    return {"model": model_id, "retrain_job": retrain_job, "expected_generation": generation, "candidate": candidate}
+
+
+def training_spec(world: World, model_id: str, window: str | None) -> TrainingSpec:
+    """The configuration of one model in the words of the factory floor."""
+    model, training = world.config.model(model_id), world.config.training
+    return TrainingSpec(
+        model_id=model_id,
+        task=model.task,
+        label=model.label,
+        features=model.features,
+        categorical=model.categorical,
+        estimator=model.estimator,
+        params=model.params,
+        metric=model.metric,
+        heldout_fraction=training.heldout_fraction,
+        embargo_s=seconds(training.embargo, "training.embargo"),
+        seed=training.seed,
+        threads=training.threads,
+        memory_mb=training.memory_mb,
+        window_s=seconds(window, "window") if window else None,
+        max_rows=training.max_rows,
+        sample=training.sample,
+    )
+
+
+def _plan(world: World, model_id: str, window: str | None) -> Plan:
+    model = world.config.model(model_id)
+    spec = training_spec(world, model_id, window)
+    gate = world.config.gate
+    return Plan(
+        spec=spec,
+        gate=GateSpec(
+            mode=gate.mode,
+            alpha=gate.alpha,
+            min_improvement=gate.min_improvement,
+            min_blocks=gate.min_blocks,
+            floors=model.floors,
+        ),
+        query=snapshot_query(spec, _source(model)),
+        champion=_champion(world, model_id),
+    )
+
+
+def _source(model: ModelConfig) -> Source:
+    source = model.source
+    return Source(
+        kind=source.kind,
+        table=source.table,
+        query=source.query,
+        entity_column=source.entity_column,
+        time_column=source.time_column,
+    )
+
+
+def _champion(world: World, model_id: str) -> Champion:
+    truth = read_truth(world, model_id)
+    if truth.pointer is None:
+        return Champion(0)
+    name = names.manifest(truth.location, model_id, truth.pointer.version)
+    seen_until: datetime | None = None
+    if world.artifacts.stat(name) is not None:
+        trained = msgspec.json.decode(world.artifacts.read(name)[0]).get("trained", {})
+        if isinstance(trained.get("until"), str):
+            seen_until = datetime.fromisoformat(trained["until"])
+    return Champion(truth.generation, truth.pointer.version, seen_until)
+
+
+def _champion_file(world: World, model_id: str, plan: Plan, folder: Path) -> ChampionFile:
+    """The champion's verified bytes. An incumbent without a digest on record is never unpickled: floors decide."""
+    if plan.champion.version is None:
+        return ChampionFile(None)
+    truth = read_truth(world, model_id)
+    artifact = fetch(world, model_id, truth, folder)
+    if artifact is None:
+        return ChampionFile(None)
+    path = folder / "champion.pkl"
+    write_atomically(path, artifact.content)
+    return ChampionFile(ProductFile(str(path), artifact.sha256, len(artifact.content)))
+
+
+def _judge(plan: Plan, snapshot: Path, trained: Trained, champion: ChampionFile) -> Verdict:
+    return floor.judge(
+        plan.spec,
+        plan.gate,
+        snapshot,
+        trained.model,
+        champion.file,
+        champion_seen_until=plan.champion.seen_until,
+        challenger_seen_until=trained.trained_until,
+    )
+
+
+def _package(
+    world: World,
+    context: JobContext,
+    plan: Plan,
+    snapshot: Snapshot,
+    trained: Trained,
+    verdict: Verdict,
+    servable: Servability,
+) -> Candidate:
+    described = manifest(
+        spec=plan.spec,
+        feature_types=_feature_types(world.config.model(plan.spec.model_id)),
+        snapshot=snapshot.facts,
+        trained=trained,
+        verdict=verdict,
+        created_at=world.clock.now().astimezone(UTC),
+    )
+    return Candidate(
+        trained.model,
+        trained.baseline,
+        _written(context.folder / "manifest.json", canonical(described)),
+        _written(context.folder / "canary.json", canonical(servable.canary)),
+    )
+
+
+def _feature_types(model: ModelConfig) -> dict[str, str]:
+    return {
+        name: model.feature_types.get(name, "string" if name in model.categorical else "float") for name in model.features
+    }
+
+
+def _written(path: Path, content: bytes) -> ProductFile:
+    write_atomically(path, content)
+    return ProductFile(str(path), sha256_of(path), len(content))
+
+
+def _told(plan: Plan, snapshot: Snapshot, trained: Trained, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "model": plan.spec.model_id,
+        "champion_version": plan.champion.version,
+        "verdict": msgspec.to_builtins(verdict),
+        "snapshot": msgspec.to_builtins(
+            {"rows": snapshot.facts.rows, "first": snapshot.facts.first, "last": snapshot.facts.last, "sha256": snapshot.facts.sha256}
+        ),
+        "trained": msgspec.to_builtins(
+            {"rows": trained.rows_trained, "until": trained.trained_until, "seconds": trained.seconds, "estimator": trained.estimator}
+        ),
+        "model_sha256": trained.model.sha256,
+    }

@@ -1,0 +1,39 @@
+"""Several jobs at once, each in a spawned process that holds its own locks."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from servicectl.config import Config
+from servicectl.jobs.runner import Ran
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+
+_PR_SET_PDEATHSIG = 1
+
+
+def run_side_by_side(world: World, job_ids: Sequence[str], parallel: int) -> list[Ran]:
+    """Run jobs with their children, `parallel` at a time (joblib's loky: spawned, never forked)."""
+    from joblib import Parallel, delayed
+
+    outcomes = Parallel(n_jobs=parallel, backend="loky")(
+        delayed(_run_one)(world.config, world.trigger, job_id) for job_id in job_ids
+    )
+    return [ran for outcome in outcomes for ran in outcome]
+
+
+def _run_one(config: Config, trigger: str, job_id: str) -> list[Ran]:
+    from servicectl.actions.world import World
+    from servicectl.errors import Busy
+
+    # A worker must not go on alone when the command that started it is gone: its job is given back instead.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    runner = World(config, trigger=trigger).runner
+    try:
+        return runner.run_with_children(job_id)
+    except Busy as busy:
+        return [Ran(runner.table.get(job_id), busy.exit_status, busy)]

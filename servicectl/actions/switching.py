@@ -1,0 +1,131 @@
+"""The part of a publish that serving can see: swap, pointer, registry, Redis; and the same backwards."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec import Struct
+
+from servicectl import log
+from servicectl.actions.production import Artifact, Truth, fetch, project, read_truth
+from servicectl.errors import Superseded
+from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.pointer import Pointer, encode
+from servicectl.estate.artifacts.protocol import PreconditionFailed
+from servicectl.files import sha256_of, write_atomically
+from servicectl.jobs.context import JobContext
+from servicectl.training.spec import ProductFile, verified
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """One version on its way into production."""
+
+    model_id: str
+    location: str
+    version: str
+    generation: int
+    name: str
+    file: ProductFile
+    baseline: ProductFile
+    manifest_sha256: str | None
+    published_at: datetime
+    job_id: str
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Recorded with each blob, so that a failed condition can be told as "mine, already done" or "another's"."""
+        return {"generation": str(self.generation), "version": self.version, "job": self.job_id}
+
+
+def put_in_production(
+    world: World, context: JobContext, truth: Truth, target: Target, replaces: str | None, prefix: str = ""
+) -> bool:
+    """Given what was observed, move the target in; False when another publish got there first.
+
+    `replaces` is the version that the registry has in production now.
+    """
+    try:
+        context.step(f"{prefix}swap", lambda: _swap(world, truth, target), str)
+        context.step(f"{prefix}point", lambda: _point(world, truth, target), str)
+        context.step(
+            f"{prefix}switch", lambda: world.registry.switch_production(target.model_id, target.version, replaces), type(None)
+        )
+    except (PreconditionFailed, Superseded) as lost:
+        log.warning(str(lost))
+        return False
+    context.step(f"{prefix}project", lambda: _project(world, target), str)
+    return True
+
+
+def undo(world: World, context: JobContext, before: Truth, failed: Target) -> str:
+    """Put the version that was in production before back, under a generation above the failed one's."""
+    old = before.pointer
+    if old is None:
+        return "there was no version of servicectl's before it to go back to: it stays, and needs an operator"
+    target = Target(
+        model_id=failed.model_id,
+        location=failed.location,
+        version=old.version,
+        generation=failed.generation + 1,
+        name=old.name,
+        file=_fetched(world, before, context.folder),
+        baseline=_written(context.folder / "undo-baseline.json", msgspec.json.encode(before.baseline)),
+        manifest_sha256=old.manifest_sha256,
+        published_at=failed.published_at,
+        job_id=failed.job_id,
+    )
+    now = read_truth(world, failed.model_id, failed.location)
+    if not put_in_production(world, context, now, target, failed.version, prefix="undo "):
+        return "another publish came in between"
+    return f"{old.version} is back in production as generation {target.generation}"
+
+
+def _swap(world: World, truth: Truth, target: Target) -> str:
+    name = names.production(target.location, target.model_id, "pkl")
+    verified(target.file, "model")
+    etag = truth.incumbent.etag if truth.incumbent else None
+    return world.artifacts.replace(name, Path(target.file.path), target.metadata, etag).etag
+
+
+def _point(world: World, truth: Truth, target: Target) -> str:
+    pointer = Pointer(
+        model_id=target.model_id,
+        generation=target.generation,
+        version=target.version,
+        sha256=target.file.sha256,
+        name=target.name,
+        job_id=target.job_id,
+        manifest_sha256=target.manifest_sha256,
+        size=target.file.bytes,
+        published_at=target.published_at,
+    )
+    content = encode(pointer, msgspec.json.decode(verified(target.baseline, "baseline")))
+    name = names.production(target.location, target.model_id, "json")
+    return world.artifacts.replace(name, content, target.metadata, truth.pointer_etag).etag
+
+
+def _project(world: World, target: Target) -> str:
+    row = next(row for row in world.registry.rows(target.model_id) if row.version == target.version)
+    content = verified(target.file, "model")
+    truth = read_truth(world, target.model_id, target.location)
+    if truth.pointer is None or truth.pointer.generation != target.generation:
+        raise Superseded(f"{target.model_id}: generation {truth.generation} is in production, not {target.generation}")
+    return project(world, row, truth, Artifact(content, target.file.sha256, target.name))
+
+
+def _fetched(world: World, before: Truth, folder: Path) -> ProductFile:
+    artifact = fetch(world, before.pointer.model_id if before.pointer else "", before, folder)
+    if artifact is None:
+        raise Superseded("the version that was in production before has no bytes any more")
+    return _written(folder / "undo.pkl", artifact.content)
+
+
+def _written(path: Path, content: bytes) -> ProductFile:
+    write_atomically(path, content)
+    return ProductFile(str(path), sha256_of(path), len(content))

@@ -1,0 +1,387 @@
+"""What a drift measurement means: from what was asked, answered and counted to verdicts, retrains and alarms.
+
+Pure functions over frozen values. Service C measures a *feature* (old rows against new rows of the one feature
+store), whichever model it names in its answer; a *verdict* is about a model and a feature, since models have
+learnt from different rows. So the judgement is made in two parts: `drifted` holds the features whose measurement
+is bad, and each decision says whether the model has anything new to learn there.
+
+Times may be aware or naive; naive ones are UTC, as DuckDB's TIMESTAMP columns hold them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Literal
+
+# The thresholds Service C itself judges by, in its order: PSI on 10 equal-width bins, then the two-sample
+# Kolmogorov-Smirnov statistic together with its p-value.
+ANALYST_WARNING_PSI = 0.1
+ANALYST_WARNING_KS = 0.1
+ANALYST_WARNING_P = 0.05
+
+CLOCK_TOLERANCE = timedelta(days=1)
+"""Rows dated further ahead than this are broken data; a day covers a writer that stores local time."""
+
+
+class Verdict(StrEnum):
+    """What is known about one feature of one production model. The values are stored and printed."""
+
+    PASS = "PASS"  # noqa: S105 -- the word Service C uses, not a password
+    WARNING = "WARNING"
+    CRITICAL = "CRITICAL"
+    NOT_MEASURED = "NOT_MEASURED"
+    QUARANTINE = "QUARANTINE"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One production model and the features it expects.
+
+    `learnt_until` is the newest row of the snapshot that the production model was trained or judged on; None for
+    a model whose history is not known.
+    """
+
+    model_id: str
+    version: str
+    features: tuple[str, ...]
+    learnt_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One feature as Service C answered it; `status` is its own word, unchecked."""
+
+    psi: float
+    ks_stat: float
+    ks_p_value: float
+    kl_divergence: float
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """One feature as counted in the feature store.
+
+    `without_time` of the `rows` have no usable time (NULL or year 1); `newest` is over those that have one.
+    """
+
+    rows: int
+    without_time: int
+    newest: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`min_rows`: rows with a time below which Service C's CRITICAL is noise more often than not, when nothing
+    drifted. `effect_floor_psi`: a CRITICAL counts only above this PSI."""
+
+    min_rows: int = 20_000
+    effect_floor_psi: float = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The verdict on one feature of one model, with its evidence.
+
+    `status` is the analyst's own word, or "" if there is none. The four figures are None when they were not
+    answered or not finite. `newer`: the feature has rows newer than those the model learnt from (also true when
+    that cannot be told). `feature` is "" in the one decision about a model that has no features.
+    """
+
+    model_id: str
+    version: str
+    feature: str
+    verdict: Verdict
+    status: str
+    psi: float | None
+    ks_stat: float | None
+    ks_p_value: float | None
+    kl_divergence: float | None
+    rows: int
+    reason: str
+    newer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """One look. `drifted`: features measured CRITICAL on enough sound rows, whichever model the answer named.
+    `unexpected`: what was answered and never asked, as `model` or `model/feature`."""
+
+    decisions: tuple[Decision, ...]
+    drifted: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AlarmChange:
+    """One thing to tell an operator, in one line of text."""
+
+    model_id: str
+    feature: str
+    kind: Literal["raised", "worse", "cleared", "not-measured", "measured-again"]
+    verdict: Verdict
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A look in one word and its counts. `not_measured` counts NOT_MEASURED and QUARANTINE, whatever the outcome."""
+
+    outcome: Literal["drift", "not-measured", "clear"]
+    counts: Mapping[Verdict, int]
+    not_measured: int
+
+
+def decide(
+    asked: Iterable[Asked],
+    answers: Mapping[str, Mapping[str, Measured]],
+    rows: Mapping[str, FeatureRows],
+    settings: Settings,
+    *,
+    now: datetime | None = None,
+) -> Findings:
+    """Given what was asked, answered (by model, then feature) and counted (by feature), decide every asked pair.
+
+    A feature that `rows` leaves out has no rows. With `now`, rows dated in the future are taken for what they
+    are: broken data. Without it they would count as news for ever, or hide all later news.
+    """
+    models = tuple(asked)
+    decisions = tuple(
+        _decision(model, feature, answers, rows.get(feature), settings, now)
+        for model in models
+        for feature in dict.fromkeys(model.features) or ("",)
+    )
+    wanted = {(decision.model_id, decision.feature) for decision in decisions}
+    known = {model.model_id for model in models}
+    unexpected = {name for name in answers if name not in known} | {
+        f"{name}/{feature}"
+        for name, answer in answers.items()
+        if name in known
+        for feature in answer
+        if (name, feature) not in wanted
+    }
+    drifted = _drifted(answers, rows, settings, now) & {feature for _, feature in wanted}
+    return Findings(decisions, tuple(sorted(drifted)), tuple(sorted(unexpected)))
+
+
+def affected(findings: Findings, features_of: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+    """Given the findings and the features of every production model, the models to retrain, each with the bad ones.
+
+    A model is in it for each drifted feature it uses, also when the answer named another model for it or was
+    silent about this one; it is left out where it has already learnt from the feature's newest rows. NOT_MEASURED
+    and QUARANTINE never make a feature bad.
+    """
+    drifted = set(findings.drifted)
+    learnt = {(decision.model_id, decision.feature) for decision in findings.decisions if not decision.newer}
+    bad = {
+        model_id: tuple(feature for feature in features if feature in drifted and (model_id, feature) not in learnt)
+        for model_id, features in features_of.items()
+    }
+    return {model_id: features for model_id, features in bad.items() if features}
+
+
+def alarm_changes(
+    previous: Mapping[tuple[str, str], Verdict],
+    decisions: Iterable[Decision],
+    *,
+    unmeasured: frozenset[tuple[str, str]] = frozenset(),
+) -> tuple[AlarmChange, ...]:
+    """Given the last *measured* verdict per (model, feature) and today's decisions, what is to be told.
+
+    `unmeasured` are the pairs whose very last verdict was NOT_MEASURED. The two are apart because a look that
+    measured nothing says nothing about drift: it neither raises nor clears an alarm, and the alarm that stands
+    must still be cleared by the look after it. It is an alarm of its own kind, told once and ended by
+    "measured-again".
+
+    "raised": from calm to WARNING, CRITICAL or QUARANTINE, and between broken data and drift; "worse": from
+    WARNING to CRITICAL or QUARANTINE; "cleared": back to PASS. CRITICAL to WARNING is not told: nothing is over.
+    """
+    changes: list[AlarmChange] = []
+    for decision in decisions:
+        pair = (decision.model_id, decision.feature)
+        if decision.verdict is Verdict.NOT_MEASURED:
+            if pair not in unmeasured:
+                changes.append(_change("not-measured", decision))
+            continue
+        before = previous.get(pair, Verdict.PASS)
+        if kind := _edge(Verdict.PASS if before is Verdict.NOT_MEASURED else before, decision.verdict):
+            changes.append(_change(kind, decision))
+        elif pair in unmeasured:
+            changes.append(_change("measured-again", decision))
+    return tuple(changes)
+
+
+def summary(findings: Findings) -> Summary:
+    """Given the findings, the look's outcome: "drift" exactly if some asked model is `affected`; else
+    "not-measured" if anything could not be measured or was quarantined; else "clear"."""
+    counts = Counter(decision.verdict for decision in findings.decisions)
+    not_measured = counts[Verdict.NOT_MEASURED] + counts[Verdict.QUARANTINE]
+    drift = any(decision.newer and decision.feature in findings.drifted for decision in findings.decisions)
+    outcome: Literal["drift", "not-measured", "clear"] = (
+        "drift" if drift else "not-measured" if not_measured else "clear"
+    )
+    return Summary(outcome, {verdict: counts[verdict] for verdict in Verdict}, not_measured)
+
+
+def _drifted(
+    answers: Mapping[str, Mapping[str, Measured]],
+    rows: Mapping[str, FeatureRows],
+    settings: Settings,
+    now: datetime | None,
+) -> set[str]:
+    # Two answers for one feature differ when rows landed between them; one CRITICAL is enough.
+    return {
+        feature
+        for answer in answers.values()
+        for feature, measured in answer.items()
+        if (counted := rows.get(feature)) is not None
+        and not _broken(counted, now)
+        and not _unreadable(measured)
+        and _judge(measured, counted, settings)[0] is Verdict.CRITICAL
+    }
+
+
+def _decision(
+    model: Asked,
+    feature: str,
+    answers: Mapping[str, Mapping[str, Measured]],
+    counted: FeatureRows | None,
+    settings: Settings,
+    now: datetime | None,
+) -> Decision:
+    measured = answers.get(model.model_id, {}).get(feature)
+    newer = _has_newer(model, counted, now)
+
+    def says(verdict: Verdict, reason: str) -> Decision:
+        return Decision(
+            model_id=model.model_id,
+            version=model.version,
+            feature=feature,
+            verdict=verdict,
+            status=measured.status if measured else "",
+            psi=_finite(measured.psi) if measured else None,
+            ks_stat=_finite(measured.ks_stat) if measured else None,
+            ks_p_value=_finite(measured.ks_p_value) if measured else None,
+            kl_divergence=_finite(measured.kl_divergence) if measured else None,
+            rows=counted.rows if counted else 0,
+            reason=reason,
+            newer=newer,
+        )
+
+    if not feature:
+        return says(Verdict.NOT_MEASURED, f"{model.model_id} lists no feature, so there was nothing to ask for")
+    if counted is None or counted.rows == 0:
+        return says(Verdict.NOT_MEASURED, "no row has it")
+    if broken := _broken(counted, now):
+        return says(Verdict.QUARANTINE, broken)
+    if measured is None:
+        return says(Verdict.NOT_MEASURED, _silence(model.model_id, answers))
+    if unreadable := _unreadable(measured):
+        return says(Verdict.NOT_MEASURED, unreadable)
+    verdict, reason = _judge(measured, counted, settings)
+    if verdict is not Verdict.PASS and not newer:
+        return says(Verdict.PASS, f"no rows newer than those {model.version} was trained and judged on")
+    return says(verdict, reason)
+
+
+def _silence(model_id: str, answers: Mapping[str, Mapping[str, Measured]]) -> str:
+    if not answers:
+        return "Service C's answer was empty"
+    if model_id not in answers:
+        return f"Service C's answer does not name {model_id}"
+    if not answers[model_id]:
+        return f"Service C answered {model_id} without any feature"
+    return f"Service C's answer for {model_id} leaves it out"
+
+
+def _unreadable(measured: Measured) -> str:
+    figures = {
+        "psi": measured.psi,
+        "ks_stat": measured.ks_stat,
+        "ks_p_value": measured.ks_p_value,
+        "kl_divergence": measured.kl_divergence,
+    }
+    for name, figure in figures.items():
+        if not math.isfinite(figure):
+            return f"Service C answered {name} = {figure}"
+    if measured.status not in (Verdict.PASS, Verdict.WARNING, Verdict.CRITICAL):
+        return f"Service C answered the unknown status {measured.status!r}"
+    return ""
+
+
+def _broken(counted: FeatureRows, now: datetime | None) -> str:
+    # Service C's windows are shares of the rows in time order, the old one from the middle on. Rows of year 1 come
+    # first in that order: with more than half of them the old window is made of rows from no time at all.
+    if counted.without_time * 2 > counted.rows or counted.newest is None:
+        return f"{counted.without_time:,} of {counted.rows:,} rows have no usable time, so old and new cannot be told"
+    if _in_the_future(counted.newest, now):
+        return f"its newest row is dated {counted.newest:%Y-%m-%d}, which is still to come"
+    return ""
+
+
+def _judge(measured: Measured, counted: FeatureRows, settings: Settings) -> tuple[Verdict, str]:
+    """The verdict on a readable measurement of sound rows, before asking what a model has learnt."""
+    status = Verdict(measured.status)
+    figures = f"PSI {measured.psi:.3f}, KS {measured.ks_stat:.3f} (p {measured.ks_p_value:.2g})"
+    if status is not Verdict.CRITICAL:
+        return status, figures
+    timed = counted.rows - counted.without_time
+    if timed < settings.min_rows:
+        return Verdict.WARNING, (
+            f"{figures}; Service C says CRITICAL, which is not reliable on {timed:,} rows (fewer than "
+            f"{settings.min_rows:,})"
+        )
+    if measured.psi <= settings.effect_floor_psi:
+        shifted = measured.ks_stat > ANALYST_WARNING_KS and measured.ks_p_value < ANALYST_WARNING_P
+        verdict = Verdict.WARNING if measured.psi > ANALYST_WARNING_PSI or shifted else Verdict.PASS
+        return verdict, (
+            f"{figures}; Service C says CRITICAL, but the effect is not above the floor of {settings.effect_floor_psi:g}"
+        )
+    return status, figures
+
+
+def _has_newer(model: Asked, counted: FeatureRows | None, now: datetime | None) -> bool:
+    if counted is None or counted.newest is None:
+        return False
+    if model.learnt_until is None or _in_the_future(model.learnt_until, now):
+        return True
+    return _utc(counted.newest) > _utc(model.learnt_until)
+
+
+def _in_the_future(moment: datetime, now: datetime | None) -> bool:
+    # Written as a difference: year 9999 plus a day would overflow.
+    return now is not None and _utc(moment) - _utc(now) > CLOCK_TOLERANCE
+
+
+def _edge(before: Verdict, after: Verdict) -> Literal["raised", "worse", "cleared"] | None:
+    match before, after:
+        case (a, b) if a is b:
+            return None
+        case (_, Verdict.PASS):
+            return "cleared"
+        case (Verdict.WARNING, Verdict.CRITICAL | Verdict.QUARANTINE):
+            return "worse"
+        case (Verdict.CRITICAL, Verdict.WARNING):
+            return None
+    return "raised"
+
+
+def _change(
+    kind: Literal["raised", "worse", "cleared", "not-measured", "measured-again"], decision: Decision
+) -> AlarmChange:
+    subject = f"feature {decision.feature} of {decision.model_id}" if decision.feature else decision.model_id
+    text = f"{decision.verdict} ({kind}): {subject} {decision.version}: {decision.reason}"
+    return AlarmChange(decision.model_id, decision.feature, kind, decision.verdict, text)
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,135 @@
+"""The handler's write queue: rows appended in batches, unacknowledged, with the real handler's losses.
+
+The real one appends with typed appenders: what does not fit ends that table's part of the batch, the rows before
+it land, and nobody is told but the log.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+
+BATCH_ROWS = 1000
+_ROWS_PER_INSERT = 100
+_WITH_ZONE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+_INTEGERS = {"tinyint", "smallint", "integer", "bigint", "utinyint", "usmallint", "uinteger", "ubigint", "hugeint"}
+
+
+class _UnfitError(Exception):
+    """A value the typed appender does not take."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One element of the write queue: a row for a table."""
+
+    table: str
+    row: Mapping[str, Any]
+
+
+def entry(raw: bytes) -> Entry | None:
+    """Given a queue element, what it asks for; None if it is not JSON as Go reads it (NaN and 1e400 are not)."""
+    try:
+        told = json.loads(raw, parse_constant=_refuse, parse_float=_finite)
+        table, row = told["table"], told["data"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return Entry(table, row) if isinstance(table, str) and isinstance(row, dict) else None
+
+
+class Appender:
+    """Appends batches through one cursor. Columns are looked up once per table, as the real handler does."""
+
+    def __init__(self, cursor: duckdb.DuckDBPyConnection, log: Callable[[str], None]) -> None:
+        self._cursor = cursor
+        self._log = log
+        self._columns: dict[str, list[tuple[str, Any]]] = {}
+
+    def append(self, entries: Iterable[Entry]) -> None:
+        """Given one batch, append each table's rows up to its first unfit one."""
+        by_table: dict[str, list[Mapping[str, Any]]] = {}
+        for one in entries:
+            by_table.setdefault(one.table, []).append(one.row)
+        for table, rows in by_table.items():
+            try:
+                self._append(table, rows)
+            except duckdb.Error as refused:
+                self._log(f"{len(rows)} rows for {table} lost: {refused}")
+
+    def _append(self, table: str, rows: list[Mapping[str, Any]]) -> None:
+        current = self._described(table)
+        columns = self._columns.setdefault(table, current)
+        if len(columns) != len(current):
+            self._log(f"{table}: invalid column count: expected {len(current)}, got {len(columns)}")
+            return
+        fitting: list[list[object]] = []
+        for row in rows:
+            try:
+                fitting.append([_fitted(row.get(name), kind) for name, kind in columns])
+            except _UnfitError as unfit:
+                self._log(f"{len(rows) - len(fitting)} rows for {table} lost: {unfit}")
+                break
+        for start in range(0, len(fitting), _ROWS_PER_INSERT):
+            part = fitting[start : start + _ROWS_PER_INSERT]
+            marks = f"({', '.join('?' * len(columns))})"
+            values = [value for row in part for value in row]
+            self._cursor.execute(f"INSERT INTO {_quoted(table)} VALUES {', '.join([marks] * len(part))}", values)
+
+    def _described(self, table: str) -> list[tuple[str, Any]]:
+        self._cursor.execute(f"SELECT * FROM {_quoted(table)} LIMIT 0")
+        return [(column[0], column[1]) for column in self._cursor.description]
+
+
+def _fitted(value: Any, kind: Any) -> object:
+    """The value as the appender stores it in a column of this type; raises _UnfitError if it cannot."""
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    name = kind.id
+    if name == "varchar" and isinstance(value, str):
+        return value
+    if name in {"double", "float"} and number:
+        return float(value)
+    if name in _INTEGERS and number:
+        return int(float(value))
+    if name == "boolean" and isinstance(value, bool):
+        return value
+    if name == "decimal" and number:
+        return Decimal(int(value)).scaleb(-dict(kind.children)["scale"])  # corrupted, as by the real one
+    if name == "timestamp" and isinstance(value, str) and _WITH_ZONE.fullmatch(value):
+        return _utc(value)
+    if name == "list" and isinstance(value, list):
+        return [_fitted(member, kind.children[0][1]) for member in value]
+    if name == "struct" and isinstance(value, dict) and all(member in value for member, _ in kind.children):
+        return {member: _fitted(value[member], child) for member, child in kind.children}
+    raise _UnfitError(f"cannot cast {type(value).__name__} to {kind}")
+
+
+def _utc(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as wrong:
+        raise _UnfitError(str(wrong)) from None
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(constant)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value

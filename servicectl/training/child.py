@@ -1,0 +1,151 @@
+"""Heavy work in a child process: the job's own process stays light, and what the child breaks dies with it.
+
+The child is spawned, never forked under the threads of gRPC or DuckDB. Its request is JSON on stdin, its answer JSON
+on stdout. It dies with its parent (PR_SET_PDEATHSIG) and knows no secret of the parent's environment.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from servicectl import errors, log
+from servicectl.errors import ServicectlError, TryAgain
+
+Result = TypeVar("Result")
+
+# Everything else stays with the parent: connection strings and passwords are in its environment.
+_INHERITED = {
+    "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS",
+    "TMPDIR", "TZ", "VIRTUAL_ENV",
+}  # fmt: skip
+_CRASHES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
+WORKER = ("-P", "-m", "servicectl.training.worker")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What a child may use. `memory_mb` bounds its private memory (RLIMIT_DATA), in MiB."""
+
+    threads: int = 1
+    memory_mb: int | None = None
+    timeout_s: float | None = None
+
+
+class Failure(Struct, frozen=True, kw_only=True):
+    """An error on its way from a child: its class by name, its words, and for the log where it came from."""
+
+    kind: str
+    message: str
+    cure: str = ""
+    trace: str = ""
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    result: msgspec.Raw | None = None
+    failure: Failure | None = None
+
+
+def environment(threads: int, inherited: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a child: no secrets, pinned threads, and hashes alike on every run."""
+    kept = {name: value for name, value in inherited.items() if name in _INHERITED or name.startswith("LC_")}
+    pinned = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return kept | pinned | {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+
+
+def run(
+    task: str,
+    request: object,
+    result_type: type[Result],
+    *,
+    what: str,
+    limits: Limits,
+    program: Sequence[str] = WORKER,
+) -> Result:
+    """Run one task in a child and wait for its answer.
+
+    `what` names the work in messages ("training Churn"). Raises the error that the child raised, of the same class;
+    TryAgain if the child was killed from outside; ServicectlError if it met its memory or time limit or crashed.
+    """
+    command = [sys.executable, *program, task, str(os.getpid()), str(limits.memory_mb or 0)]
+    child = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(limits.threads),
+    )
+    try:
+        output, complaints = child.communicate(msgspec.json.encode(request), timeout=limits.timeout_s)
+    except subprocess.TimeoutExpired:
+        raise ServicectlError(
+            f"{what} took longer than {limits.timeout_s:g} s and was stopped", cure="look at the model's size and kind"
+        ) from None
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
+    try:
+        answer = msgspec.json.decode(output, type=Answer)
+    except msgspec.DecodeError:
+        raise _died(what, child.returncode, limits, complaints) from None
+    if answer.failure is not None:
+        raise _raised(answer.failure)
+    assert answer.result is not None
+    return msgspec.json.decode(answer.result, type=result_type)
+
+
+def encoded(result: object) -> bytes:
+    """The child's side: an answer that holds a result."""
+    return msgspec.json.encode(Answer(result=msgspec.Raw(msgspec.json.encode(result))))
+
+
+def encoded_failure(error: ServicectlError) -> bytes:
+    """The child's side: an answer that holds an error of ours."""
+    failure = Failure(kind=type(error).__name__, message=error.message, cure=error.cure)
+    return msgspec.json.encode(Answer(failure=failure))
+
+
+def _raised(failure: Failure) -> ServicectlError:
+    from servicectl.training.servable import NotServable
+
+    kinds: dict[str, Any] = {"NotServable": NotServable} | vars(errors)
+    kind = kinds.get(failure.kind, ServicectlError)
+    log.debug(failure.trace)
+    # Not the constructor: some classes word their own message from other arguments.
+    error = kind.__new__(kind)
+    ServicectlError.__init__(error, failure.message, cure=failure.cure)
+    assert isinstance(error, ServicectlError)
+    return error
+
+
+def _died(what: str, status: int, limits: Limits, complaints: bytes) -> ServicectlError:
+    last = complaints.decode(errors="replace").strip().rpartition("\n")[2]
+    said = f"; its last words: {last}" if last else ""
+    died_of = signal.Signals(-status) if status < 0 else None
+    if limits.memory_mb and (died_of in _CRASHES or "bad_alloc" in said or "allocat" in said):
+        name = died_of.name if died_of else f"exit status {status}"
+        return out_of_memory(what, limits.memory_mb, f"it died by {name}{said}")
+    if died_of is signal.SIGKILL:
+        return TryAgain(
+            f"{what} was killed (SIGKILL), most likely because the machine or its unit ran out of memory",
+            cure="set training.memory_mb and training.max_rows, or give the unit a higher MemoryMax",
+        )
+    ended = f"died by {died_of.name}" if died_of else f"ended with status {status}"
+    return ServicectlError(f"{what} {ended} without an answer{said}", cure="run it again with -v")
+
+
+def out_of_memory(what: str, memory_mb: int, detail: str) -> ServicectlError:
+    return ServicectlError(
+        f"{what} needs more memory than training.memory_mb = {memory_mb} allows ({detail})",
+        cure="raise training.memory_mb, or train on fewer rows with training.max_rows",
+    )

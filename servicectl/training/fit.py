@@ -1,0 +1,195 @@
+"""Fitting: a stock scikit-learn Pipeline that takes its columns by name, and a plain pickle of it."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import platform
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from servicectl.errors import BadData, ConfigError
+from servicectl.files import sha256_of, write_atomically
+from servicectl.training.baseline import baseline, label_text
+from servicectl.training.frame import Rows, moment, read, split
+from servicectl.training.spec import ProductFile, Trained, TrainingSpec
+
+if TYPE_CHECKING:
+    from servicectl.training.floor import TrainRequest
+
+PICKLE_PROTOCOL = 5
+LABELS_ATTRIBUTE = "label_classes_"
+"""Set on the Pipeline where labels are not whole numbers: the original labels, by the code that is predicted."""
+
+
+@dataclass(frozen=True)
+class CodedLabels:
+    """Labels as numbers that can be served. `classes` holds the originals by code; None: the numbers are the labels."""
+
+    codes: NDArray[Any]
+    classes: list[Any] | None
+
+
+def train(request: TrainRequest) -> Trained:
+    """The child's side of `floor.train`."""
+    started = time.monotonic()
+    spec, folder = request.spec, Path(request.folder)
+    parts = split(read(Path(request.snapshot), spec), spec)
+    rows = parts.training
+    coded = coded_labels(rows, spec)
+    pipeline = _pipeline(rows, spec)
+    told = _fit(pipeline, rows, coded, spec)
+    if coded.classes is not None:
+        setattr(pipeline, LABELS_ATTRIBUTE, coded.classes)
+    codes = None if coded.classes is None else {label_text(value): code for code, value in enumerate(coded.classes)}
+    model = _written(folder / "model.pkl", pickle.dumps(pipeline, protocol=PICKLE_PROTOCOL))
+    statistics = baseline(rows, spec, codes)
+    return Trained(
+        model=model,
+        baseline=_written(folder / "baseline.json", msgspec.json.encode(statistics)),
+        rows_trained=len(rows),
+        trained_from=moment(rows.times[0]),
+        trained_until=moment(rows.times[-1]),
+        heldout_from=moment(parts.heldout.times[0]),
+        seconds=round(time.monotonic() - started, 3),
+        libraries=libraries(spec),
+        estimator=spec.estimator_path,
+        label_codes=codes,
+        warnings=told,
+    )
+
+
+def coded_labels(rows: Rows, spec: TrainingSpec) -> CodedLabels:
+    """Given training rows, their labels as served numbers. Raises BadData for classification with one class only."""
+    if spec.task == "regression":
+        return CodedLabels(rows.labels, None)
+    classes = sorted(set(rows.labels.tolist()))
+    if len(classes) < 2:
+        raise BadData(
+            f"{spec.model_id}: all {len(rows)} training rows have the label {label_text(classes[0])!r};"
+            " one class cannot be told apart",
+            cure=f"widen models.{spec.model_id}.window, or lower training.heldout_fraction",
+        )
+    if rows.labels.dtype == np.float64 and all(value.is_integer() for value in classes):
+        return CodedLabels(rows.labels.astype(np.int64), None)
+    position = {value: code for code, value in enumerate(classes)}
+    return CodedLabels(np.array([position[value] for value in rows.labels.tolist()], dtype=np.int64), classes)
+
+
+def libraries(spec: TrainingSpec) -> dict[str, str]:
+    """The versions a model is tied to: Python, what every model needs, and the library of its estimator."""
+    versions = {"python": platform.python_version()}
+    modules = {"scikit-learn": "sklearn", "numpy": "numpy", "scipy": "scipy", "pandas": "pandas"}
+    root = spec.estimator_path.partition(".")[0]
+    if root not in modules.values():
+        modules[root] = root
+    for name, module in modules.items():
+        versions[name] = str(getattr(importlib.import_module(module), "__version__", "unknown"))
+    return versions
+
+
+def _pipeline(rows: Rows, spec: TrainingSpec) -> Any:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    def encoder() -> OneHotEncoder:
+        # Dense: many estimators refuse sparse input; the number of categories is bounded when rows are described.
+        return OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+
+    numeric = [name for name in spec.features if name not in spec.categorical]
+    coded = [name for name in spec.categorical if rows.features[name].dtype != object]
+    text = [name for name in spec.categorical if rows.features[name].dtype == object]
+    # keep_empty_features: a column without any value among the training rows must not change the matrix's shape.
+    branches = [
+        (
+            "numeric",
+            Pipeline([("impute", SimpleImputer(strategy="median", keep_empty_features=True)), ("scale", StandardScaler())]),
+            numeric,
+        ),
+        (
+            "coded",
+            Pipeline([("impute", SimpleImputer(strategy="most_frequent", keep_empty_features=True)), ("encode", encoder())]),
+            coded,
+        ),
+        (
+            "text",
+            Pipeline(
+                [
+                    ("impute", SimpleImputer(strategy="constant", fill_value="missing", keep_empty_features=True)),
+                    ("encode", encoder()),
+                ]
+            ),
+            text,
+        ),
+    ]
+    columns = ColumnTransformer([branch for branch in branches if branch[2]])
+    return Pipeline([("columns", columns), ("estimator", _estimator(spec))])
+
+
+def _estimator(spec: TrainingSpec) -> Any:
+    from sklearn.base import is_classifier, is_regressor
+
+    path = spec.estimator_path
+    key = f"models.{spec.model_id}.estimator"
+    module, _, name = path.rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(
+            f"{key}: there is no {path!r}", cure="write the full name, e.g. sklearn.ensemble.RandomForestClassifier"
+        ) from None
+    if not (isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "predict")):
+        raise ConfigError(f"{key}: {path} is not an estimator", cure="name a class with fit and predict")
+    params = dict(spec.params)
+    if spec.estimator is None and spec.task == "classification":
+        params.setdefault("max_iter", 1000)
+    try:
+        estimator = kind(**params)
+        accepted = estimator.get_params(deep=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"models.{spec.model_id}.params: {path} does not take them: {error}", cure="correct its params"
+        ) from None
+    if "random_state" in accepted and "random_state" not in params:
+        estimator.set_params(random_state=spec.seed)
+    fits = is_classifier(estimator) if spec.task == "classification" else is_regressor(estimator)
+    if not fits:
+        raise ConfigError(
+            f"{key}: {path} does not do {spec.task}", cure=f"name another estimator, or correct models.{spec.model_id}.task"
+        )
+    return estimator
+
+
+def _fit(pipeline: Any, rows: Rows, coded: CodedLabels, spec: TrainingSpec) -> tuple[str, ...]:
+    """Fit in place. Returns what scikit-learn warned of."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            pipeline.fit(rows.frame(), coded.codes)
+        except (InvalidParameterError, TypeError) as error:
+            raise ConfigError(
+                f"models.{spec.model_id}.params: {spec.estimator_path} does not take them: {error}",
+                cure="correct its params",
+            ) from None
+        except ValueError as error:
+            raise BadData(
+                f"{spec.model_id}: {spec.estimator_path} could not be fitted on {len(rows)} rows: {error}",
+                cure=f"correct models.{spec.model_id}.params or choose another estimator",
+            ) from None
+    return tuple(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
+
+
+def _written(path: Path, content: bytes) -> ProductFile:
+    write_atomically(path, content)
+    return ProductFile(str(path), sha256_of(path), len(content))

@@ -1,0 +1,122 @@
+"""The factory floor: snapshot -> facts -> model -> verdict -> proof that Service B can serve it.
+
+Each function runs in a child process of its own (see `child`), so that this module is light to import and a fit that
+eats memory takes only itself down. The floor knows nothing of jobs, registries or stores: files in, values out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from msgspec import Struct
+
+from servicectl.training import child
+from servicectl.training.child import Limits
+from servicectl.training.spec import (
+    GateSpec,
+    ProductFile,
+    Servability,
+    SnapshotFacts,
+    Trained,
+    TrainingSpec,
+    Verdict,
+)
+
+
+class DescribeRequest(Struct, frozen=True, kw_only=True):
+    spec: TrainingSpec
+    snapshot: str
+    query: str | None = None
+
+
+class TrainRequest(Struct, frozen=True, kw_only=True):
+    spec: TrainingSpec
+    snapshot: str
+    folder: str
+
+
+class JudgeRequest(Struct, frozen=True, kw_only=True):
+    spec: TrainingSpec
+    gate: GateSpec
+    snapshot: str
+    challenger: ProductFile
+    champion: ProductFile | None = None
+    champion_seen_until: datetime | None = None
+    challenger_seen_until: datetime | None = None
+
+
+class CheckRequest(Struct, frozen=True, kw_only=True):
+    spec: TrainingSpec
+    snapshot: str
+    model: ProductFile
+    max_mb: float
+    libraries: tuple[str, ...] = ()
+
+
+def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> SnapshotFacts:
+    """What a snapshot holds, if a model can be trained on it.
+
+    Raises BadData for no rows, a missing column, a feature that no row has, text where numbers are expected, or
+    labels of one class only.
+    """
+    request = DescribeRequest(spec=spec, snapshot=str(snapshot), query=query)
+    return child.run("describe", request, SnapshotFacts, what=_what("reading", spec), limits=_limits(spec))
+
+
+def train(spec: TrainingSpec, snapshot: Path, folder: Path) -> Trained:
+    """Fit on the older part of a snapshot; write `model.pkl` and `baseline.json` into an existing folder.
+
+    The same spec, snapshot, machine and libraries give the same bytes. Raises ConfigError for an estimator or params
+    that do not work, BadData for rows that cannot be trained on.
+    """
+    request = TrainRequest(spec=spec, snapshot=str(snapshot), folder=str(folder))
+    return child.run("train", request, Trained, what=_what("training", spec), limits=_limits(spec))
+
+
+def judge(
+    spec: TrainingSpec,
+    gate: GateSpec,
+    snapshot: Path,
+    challenger: ProductFile,
+    champion: ProductFile | None = None,
+    champion_seen_until: datetime | None = None,
+    challenger_seen_until: datetime | None = None,
+) -> Verdict:
+    """Hold challenger against champion on the snapshot's newest rows, none of which either was trained on.
+
+    Raises IntegrityError for a model file that is not the one on record (it is not opened then), ConfigError for an
+    unknown metric.
+    """
+    request = JudgeRequest(
+        spec=spec,
+        gate=gate,
+        snapshot=str(snapshot),
+        challenger=challenger,
+        champion=champion,
+        champion_seen_until=champion_seen_until,
+        challenger_seen_until=challenger_seen_until,
+    )
+    return child.run("judge", request, Verdict, what=_what("judging", spec), limits=_limits(spec))
+
+
+def check(
+    spec: TrainingSpec, snapshot: Path, model: ProductFile, max_mb: float, libraries: Sequence[str] = ()
+) -> Servability:
+    """Prove that Service B will get this program's numbers from a model, and give the requests that show it.
+
+    `libraries` are those that Service B has beyond scikit-learn's own. Raises NotServable, or IntegrityError.
+    """
+    request = CheckRequest(
+        spec=spec, snapshot=str(snapshot), model=model, max_mb=max_mb, libraries=tuple(libraries)
+    )
+    return child.run("check", request, Servability, what=_what("checking", spec), limits=_limits(spec))
+
+
+def _what(verb: str, spec: TrainingSpec) -> str:
+    return f"{verb} {spec.model_id}"
+
+
+def _limits(spec: TrainingSpec) -> Limits:
+    return Limits(threads=spec.threads, memory_mb=spec.memory_mb)

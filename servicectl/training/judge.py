@@ -1,0 +1,198 @@
+"""Champion and challenger on the same newest rows, which neither has seen; the verdict in words and figures."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from servicectl.training import evidence
+from servicectl.training.fit import coded_labels
+from servicectl.training.frame import Rows, Split, moment, read, split
+from servicectl.training.metrics import (
+    LOWER_IS_BETTER,
+    Mask,
+    Outputs,
+    Unusable,
+    better,
+    check_name,
+    measure,
+    measure_all,
+    outputs,
+)
+from servicectl.training.spec import Decision, GateSpec, TrainingSpec, Verdict, naive, verified
+
+if TYPE_CHECKING:
+    from servicectl.training.floor import JudgeRequest
+
+_SAME = 1e-12  # two figures this close are one figure computed in two orders
+
+
+@dataclass(frozen=True)
+class _Champion:
+    """What the champion can say for itself: its answers, or why it has none."""
+
+    answers: Outputs | None
+    metrics: dict[str, float] | None
+    why_not: str = ""
+
+
+def judge(request: JudgeRequest) -> Verdict:
+    """The child's side of `floor.judge`."""
+    spec, gate = request.spec, request.gate
+    check_name(spec.main_metric, spec, f"models.{spec.model_id}.metric")
+    for name in gate.floors:
+        check_name(name, spec, f"models.{spec.model_id}.floors")
+    # Both digests before either is opened: opening a pickle runs it.
+    challenger_bytes = verified(request.challenger, "challenger")
+    champion_bytes = verified(request.champion, "champion") if request.champion else None
+    parts = split(read(Path(request.snapshot), spec), spec)
+    rows = _unseen(parts.heldout, request.champion_seen_until, request.challenger_seen_until)
+    also = tuple(dict.fromkeys((spec.main_metric, *gate.floors)))
+    empty = Verdict(decision="INCONCLUSIVE", reason="", metric=spec.main_metric, challenger={})
+    if len(rows) == 0:
+        return msgspec.structs.replace(
+            empty, reason="every held-out row was already seen in training; newer rows are needed to judge on"
+        )
+    base = msgspec.structs.replace(
+        empty, rows=len(rows), heldout_from=moment(rows.times[0]), heldout_until=moment(rows.times[-1])
+    )
+    try:
+        answers = outputs(_opened(challenger_bytes), rows, spec)
+    except Unusable as finding:
+        return msgspec.structs.replace(base, decision="REJECT", reason=f"the challenger is unusable: {finding}")
+    base = msgspec.structs.replace(base, challenger=measure_all(answers, spec, also))
+    champion = _champion(champion_bytes, rows, spec, also) if champion_bytes is not None else None
+    if champion is not None and champion.answers is not None:
+        base = _compared(base, answers, champion, rows, gate)
+    decision, reason = _decided(base, champion, parts, rows, spec, gate)
+    return msgspec.structs.replace(base, decision=decision, reason=reason)
+
+
+def _decided(
+    base: Verdict, champion: _Champion | None, parts: Split, rows: Rows, spec: TrainingSpec, gate: GateSpec
+) -> tuple[Decision, str]:
+    if gate.mode == "always":
+        return "PROMOTE", "gate = always"
+    if champion is None:
+        return _by_floors("no champion to compare with", base, parts, rows, spec, gate)
+    if champion.answers is None:
+        said = f"the champion is unusable ({champion.why_not})"
+        if gate.floors:
+            return _by_floors(said, base, parts, rows, spec, gate)
+        return "INCONCLUSIVE", (
+            f"{said} and no floors are configured; set models.{spec.model_id}.floors, or gate.mode = always for one run"
+        )
+    return _by_comparison(base, gate)
+
+
+def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
+    if base.blocks < gate.min_blocks:
+        return "INCONCLUSIVE", (
+            f"{base.rows} unseen held-out rows make {base.blocks} time blocks; at least {gate.min_blocks} are needed"
+        )
+    if base.difference is None or base.interval is None:
+        return "INCONCLUSIVE", f"{base.metric} is undefined on the held-out rows or some part of them"
+    figures = (
+        f"{base.metric} differs by {base.difference:+.4f}"
+        f" (at least {base.interval[0]:+.4f}, at most {base.interval[1]:+.4f}, over {base.blocks} time blocks)"
+    )
+    if base.interval[0] > gate.min_improvement:
+        return "PROMOTE", f"better than the champion: {figures}"
+    if base.difference <= gate.min_improvement + _SAME:
+        return "REJECT", f"not better than the champion by more than {gate.min_improvement:g}: {figures}"
+    return "INCONCLUSIVE", f"better than the champion on these rows, but it may be chance: {figures}"
+
+
+def _by_floors(
+    because: str, base: Verdict, parts: Split, rows: Rows, spec: TrainingSpec, gate: GateSpec
+) -> tuple[Decision, str]:
+    """Absolute floors. Where none is set for the main metric: not worse than always answering the same."""
+    floors: dict[str, tuple[float, str]] = {name: (least, "the floor") for name, least in gate.floors.items()}
+    if spec.main_metric not in floors:
+        constant = _constant(parts, rows, spec)
+        if constant is None:
+            return "INCONCLUSIVE", f"{because}, and {spec.main_metric} is undefined on the held-out rows"
+        floors[spec.main_metric] = (constant, "the constant predictor")
+    held = [_held(name, base.challenger, floor, said) for name, (floor, said) in floors.items()]
+    words = ", ".join(said for _, said in held)
+    if all(good for good, _ in held):
+        return "PROMOTE", f"{because}; floors decide: {words}"
+    return "REJECT", f"{because}; below the floors: {words}"
+
+
+def _held(name: str, found: Mapping[str, float], floor: float, said: str) -> tuple[bool, str]:
+    if name not in found:
+        return False, f"{name} is undefined, {said} is {floor:.4f}"
+    margin = better(name, found[name], floor)
+    relation = "not worse than" if margin >= -_SAME else "worse than"
+    direction = " (lower is better)" if name in LOWER_IS_BETTER else ""
+    return margin >= -_SAME, f"{name} {found[name]:.4f}{direction} is {relation} {said}'s {floor:.4f}".replace(
+        "the floor's", "the floor"
+    )
+
+
+def _constant(parts: Split, rows: Rows, spec: TrainingSpec) -> float | None:
+    """The main metric of a model that ignores its features, fitted on the training rows."""
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+
+    if spec.task == "regression":
+        model = DummyRegressor(strategy="mean").fit(parts.training.frame(), parts.training.labels)
+    else:
+        coded = coded_labels(parts.training, spec)
+        model = DummyClassifier(strategy="prior").fit(parts.training.frame(), coded.codes)
+        if coded.classes is not None:
+            model.label_classes_ = coded.classes
+    return measure_all(outputs(model, rows, spec), spec, (spec.main_metric,)).get(spec.main_metric)
+
+
+def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, gate: GateSpec) -> Verdict:
+    assert champion.answers is not None
+    incumbent = champion.answers
+
+    def difference(keep: Mask) -> float | None:
+        ours, theirs = measure(base.metric, answers, keep), measure(base.metric, incumbent, keep)
+        return None if ours is None or theirs is None else better(base.metric, ours, theirs)
+
+    blocks = evidence.time_blocks(rows.times, max(evidence.BLOCKS, gate.min_blocks))
+    found = evidence.compare(difference, blocks, evidence.entity_groups(rows.entities), gate.alpha)
+    return msgspec.structs.replace(
+        base,
+        champion=champion.metrics,
+        blocks=int(blocks[-1]) + 1,
+        difference=None if found is None else found.difference,
+        interval=None if found is None else (found.low, found.high),
+    )
+
+
+def _champion(content: bytes, rows: Rows, spec: TrainingSpec, also: tuple[str, ...]) -> _Champion:
+    try:
+        answers = outputs(_opened(content), rows, spec)
+    except Unusable as finding:
+        return _Champion(None, None, str(finding))
+    return _Champion(answers, measure_all(answers, spec, also))
+
+
+def _opened(content: bytes) -> Any:
+    """Unpickle verified bytes. Raises Unusable, whatever the pickle raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of another scikit-learn version; what matters is whether it predicts
+        try:
+            return pickle.loads(content)  # noqa: S301 -- its digest is the one on record
+        except Exception as error:
+            words = (str(error).splitlines() or [""])[0]
+            raise Unusable(f"it cannot be loaded: {type(error).__name__}: {words}") from error
+
+
+def _unseen(rows: Rows, *seen_until: datetime | None) -> Rows:
+    known = [naive(moment) for moment in seen_until if moment is not None]
+    if not known:
+        return rows
+    return rows.part(rows.times > np.datetime64(max(known), "us"))

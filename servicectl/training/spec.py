@@ -1,0 +1,196 @@
+"""What goes into the factory floor and what comes out: frozen values that travel as JSON.
+
+Times are UTC: those that come out carry their zone, those that go in may be naive and are then taken to be UTC.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from servicectl.errors import IntegrityError
+
+Task = Literal["classification", "regression"]
+Decision = Literal["PROMOTE", "REJECT", "INCONCLUSIVE"]
+
+DEFAULT_METRIC: dict[Task, str] = {"classification": "f1_macro", "regression": "r2"}
+DEFAULT_ESTIMATOR: dict[Task, str] = {
+    "classification": "sklearn.linear_model.LogisticRegression",
+    "regression": "sklearn.linear_model.Ridge",
+}
+
+
+class TrainingSpec(Struct, frozen=True, kw_only=True):
+    """One model's training, complete: the same spec and the same snapshot give the same bytes.
+
+    `entity_column` and `time_column` are the names in the snapshot, not those in the source.
+    """
+
+    model_id: str
+    task: Task = "classification"
+    label: str
+    features: tuple[str, ...]
+    categorical: tuple[str, ...] = ()
+    estimator: str | None = None  # dotted path; None: DEFAULT_ESTIMATOR
+    params: dict[str, Any] = {}
+    metric: str | None = None  # None: DEFAULT_METRIC
+    heldout_fraction: float = 0.2
+    embargo_s: float = 0.0
+    seed: int = 0
+    threads: int = 1
+    memory_mb: int | None = None
+    window_s: float | None = None  # only rows this close to the newest one
+    max_rows: int | None = None
+    sample: Literal["newest", "seeded"] = "newest"
+    entity_column: str = "entity_id"
+    time_column: str = "event_timestamp"
+
+    @property
+    def main_metric(self) -> str:
+        return self.metric or DEFAULT_METRIC[self.task]
+
+    @property
+    def estimator_path(self) -> str:
+        return self.estimator or DEFAULT_ESTIMATOR[self.task]
+
+
+class Source(Struct, frozen=True, kw_only=True):
+    """Where rows come from, in the words of the feature store.
+
+    long: (entity_id, feature_name, value, event_timestamp, created_at) rows, joined as of each label's time.
+    wide: one row per event. sql: `query` is a SELECT that yields such rows.
+    """
+
+    kind: Literal["long", "wide", "sql"] = "long"
+    table: str = "features_table"
+    query: str | None = None
+    entity_column: str = "entity_id"
+    time_column: str = "event_timestamp"
+
+
+class GateSpec(Struct, frozen=True, kw_only=True):
+    """When a challenger may replace the champion.
+
+    `min_improvement` is in units of the main metric, whichever way that metric points. `floors` maps a metric to
+    the least value (the most, for mae, rmse and log_loss) of a model that has no champion to be compared with.
+    """
+
+    mode: Literal["judge", "always"] = "judge"
+    alpha: float = 0.05
+    min_improvement: float = 0.0
+    min_blocks: int = 15
+    floors: dict[str, float] = {}
+
+
+class ProductFile(Struct, frozen=True):
+    """A file on this machine, known by its digest."""
+
+    path: str
+    sha256: str
+    bytes: int
+
+
+class SnapshotFacts(Struct, frozen=True, kw_only=True):
+    """What one snapshot holds. `class_shares` maps each label (as text) to its share of rows."""
+
+    rows: int
+    bytes: int
+    sha256: str
+    first: datetime
+    last: datetime
+    columns: tuple[str, ...]
+    class_shares: dict[str, float] | None = None
+    query: str | None = None
+
+
+class Trained(Struct, frozen=True, kw_only=True):
+    """One fitted model with its baseline statistics, and the rows it has seen."""
+
+    model: ProductFile
+    baseline: ProductFile
+    rows_trained: int
+    trained_from: datetime
+    trained_until: datetime
+    heldout_from: datetime
+    seconds: float
+    libraries: dict[str, str]
+    estimator: str
+    label_codes: dict[str, int] | None = None  # what a served number means, where labels are text
+    warnings: tuple[str, ...] = ()
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What the gate decided and on which evidence.
+
+    `difference` is challenger against champion on the main metric, positive where the challenger is better, and
+    `interval` holds its one-sided lower and upper bounds at `alpha`. None: nothing was there to compare with.
+    """
+
+    decision: Decision
+    reason: str
+    metric: str
+    challenger: dict[str, float]
+    champion: dict[str, float] | None = None
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    blocks: int = 0
+    rows: int = 0
+    heldout_from: datetime | None = None
+    heldout_until: datetime | None = None
+
+
+class CanaryRow(Struct, frozen=True):
+    """One request and the answer that the published model must give to it."""
+
+    features: dict[str, float | str | None]
+    prediction: float
+
+
+class Servability(Struct, frozen=True, kw_only=True):
+    """A model that Service B can serve. `confinement` names what the kernel enforced while it was unpickled."""
+
+    canary: tuple[CanaryRow, ...]
+    size_mb: float
+    libraries_needed: tuple[str, ...]
+    confinement: tuple[str, ...]
+
+
+def naive(moment: datetime) -> datetime:
+    """The UTC-naive form that snapshots hold."""
+    return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+
+
+def aware(moment: datetime) -> datetime:
+    """The same moment with its zone."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
+def verified(product: ProductFile, role: str) -> bytes:
+    """The bytes of a product file, read once and held against its digest. Raises IntegrityError.
+
+    What was checked is what is used: callers never open the path a second time.
+    """
+    import hashlib
+    from pathlib import Path
+
+    try:
+        content = Path(product.path).read_bytes()
+    except OSError as error:
+        raise IntegrityError(
+            f"the {role} {product.path} cannot be read: {error.strerror}", cure="fetch or train it again"
+        ) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != product.sha256:
+        raise IntegrityError(
+            f"the {role} {product.path} has sha256 {found}, on record is {product.sha256}",
+            cure="it was not opened; fetch or train it again",
+        )
+    return content
+
+
+def canonical(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return msgspec.json.encode(value, order="sorted")

@@ -1,0 +1,84 @@
+"""The child's side: `python -P -m servicectl.training.worker TASK PARENT_PID MEMORY_MB`, JSON in, JSON out."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from servicectl.errors import ServicectlError
+from servicectl.training import child, confine, floor
+
+
+def _describe(request: floor.DescribeRequest) -> object:
+    from servicectl.training.frame import describe
+
+    return describe(request)
+
+
+def _train(request: floor.TrainRequest) -> object:
+    from servicectl.training.fit import train
+
+    return train(request)
+
+
+def _judge(request: floor.JudgeRequest) -> object:
+    confine.no_network()
+    from servicectl.training.judge import judge
+
+    return judge(request)
+
+
+def _check(request: floor.CheckRequest) -> object:
+    from servicectl.training.servable import check
+
+    return check(request)
+
+
+_TASKS: dict[str, tuple[type[Any], Callable[[Any], object]]] = {
+    "describe": (floor.DescribeRequest, _describe),
+    "train": (floor.TrainRequest, _train),
+    "judge": (floor.JudgeRequest, _judge),
+    "check": (floor.CheckRequest, _check),
+}
+
+
+def main(arguments: list[str]) -> None:
+    task, parent, memory_mb = arguments[0], int(arguments[1]), int(arguments[2])
+    confine.die_with(parent)
+    confine.leave_signals_to_parent()
+    # Libraries that print must not spoil the answer.
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    request_type, work = _TASKS[task]
+    request = msgspec.json.decode(sys.stdin.buffer.read(), type=request_type)
+    confine.limit_memory(memory_mb)
+    with os.fdopen(answer, "wb") as out:
+        out.write(_answered(work, request, f"{task} of {request.spec.model_id}", memory_mb))
+    # Neither libraries' threads nor their exit handlers have anything to save.
+    os._exit(0)
+
+
+def _answered(work: Callable[[Any], object], request: object, what: str, memory_mb: int) -> bytes:
+    try:
+        return child.encoded(work(request))
+    except ServicectlError as error:
+        return child.encoded_failure(error)
+    except MemoryError as error:
+        return child.encoded_failure(child.out_of_memory(what, memory_mb, str(error) or "MemoryError"))
+    except Exception as error:  # noqa: BLE001 -- the process ends here; the parent raises it with its words
+        trace = traceback.format_exc()
+        if memory_mb and "alloc" in str(error).lower():
+            return child.encoded_failure(child.out_of_memory(what, memory_mb, str(error).splitlines()[0]))
+        words = f"{what} failed: {type(error).__name__}: {error}"
+        return msgspec.json.encode(
+            child.Answer(failure=child.Failure(kind="ServicectlError", message=words, cure="run it with -vv", trace=trace))
+        )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
