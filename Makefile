@@ -1,5 +1,5 @@
 # Every task of the project, each by one name. Pass options on with ARGS: make demo ARGS="--crash"
-ARGS =
+ARGS ?=
 BIN = .venv/bin
 PROTOS = $(wildcard proto/servicectl/_pb/*.proto)
 
@@ -11,7 +11,7 @@ help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/.demo ## install what runs servicectl and show the whole loop (no root needed; ARGS="--crash", "--json")
-	$(BIN)/servicectl demo $(ARGS)
+	@$(BIN)/servicectl demo $(ARGS)
 
 test: parts .venv/.dev check ## install what the tests need, run `make check` and every test (ARGS="-k name"; STRICT=1 turns SKIP into failure)
 	$(BIN)/python -m pytest $(if $(CI),--durations=15) $(ARGS)
@@ -34,7 +34,7 @@ proto: .venv/.dev ## generate servicectl/_pb from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=. --grpc_python_out=. --pyi_out=. $(PROTOS)
 
 bench: .venv/.dev ## measure (ARGS="startup --quick --json")
-	$(BIN)/python -m bench $(or $(ARGS),startup)
+	@$(BIN)/python -m bench $(or $(ARGS),startup)
 
 clean: ## remove what make installed and what the tools left
 	rm -rf .venv node_modules build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -156,7 +156,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         """Where jobs, locks and work files live."""
         chosen = self.state.folder or os.environ.get("STATE_DIRECTORY", "").split(":")[0]
         if chosen:
-            return Path(chosen).expanduser()
+            return self._folder(chosen)
         home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
         return Path(home).expanduser() / "servicectl"
 
@@ -168,12 +168,17 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     def snapshot_folder(self) -> Path:
         """The folder of parquet snapshots as this machine sees it."""
         chosen = self.handler.snapshot_folder
-        return Path(chosen).expanduser() if chosen else self.state_folder / "snapshots"
+        return self._folder(chosen) if chosen else self.state_folder / "snapshots"
 
     @property
     def snapshot_folder_handler(self) -> str:
         """The same folder as the handler sees it."""
         return self.handler.snapshot_folder_handler or str(self.snapshot_folder)
+
+    def _folder(self, text: str) -> Path:
+        """Relative to the configuration file: cron, systemd and a shell run in different folders."""
+        here = Path(self.path).absolute().parent if self.path else Path.cwd()
+        return here / Path(text).expanduser()
 
 
 def secret(variable: str, file: str | None, credential: str) -> str | None:
@@ -189,8 +194,11 @@ def secret(variable: str, file: str | None, credential: str) -> str | None:
         except FileNotFoundError:
             if file and candidate == Path(file).expanduser():
                 raise ConfigError(f"the secret file {candidate} does not exist", cure=f"or set {variable}") from None
-        except OSError as error:
-            raise ConfigError(f"the secret file {candidate} cannot be read: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"the secret file {candidate} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}",
+                cure=f"let this user read it, or set {variable}",
+            ) from None
     return None
 
 
@@ -198,7 +206,9 @@ def seconds(duration: str, key: str) -> float:
     """Given "90d", "36h", "15m" or "20s", the number of seconds. Raises ConfigError naming the key."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([dhms])\s*", duration)
     if match is None:
-        raise ConfigError(f"{key}: {duration!r} is not a length of time", cure='write it like "30d", "12h", "15m" or "20s"')
+        raise ConfigError(
+            f"{key}: {duration!r} is not a length of time", cure='write it like "30d", "12h", "15m" or "20s"'
+        )
     return float(match.group(1)) * {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}[match.group(2)]
 
 
@@ -212,7 +222,7 @@ def find(explicit: str | None) -> Path:
     """The configuration file to use. Raises ConfigError if there is none."""
     named = explicit or os.environ.get("SERVICECTL_CONFIG")
     if named:
-        if Path(named).expanduser().is_file():
+        if _is_file(Path(named).expanduser()):
             return Path(named).expanduser().resolve()
         raise ConfigError(
             f"there is no configuration file {named}",
@@ -220,10 +230,19 @@ def find(explicit: str | None) -> Path:
         )
     places = search_path()
     for place in places:
-        if place.is_file():
+        if _is_file(place):
             return place
     looked = ", ".join(str(place) for place in places)
     raise ConfigError(f"no configuration found (looked at {looked})", cure="servicectl init  writes a commented one")
+
+
+def _is_file(place: Path) -> bool:
+    try:
+        return place.is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"{place} cannot be read: {error.strerror}", cure="run as a user who may, or name another with --config"
+        ) from None
 
 
 def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
@@ -248,9 +267,8 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     at: list[str] = []
     try:
         for name, section in models.items():
-            at = ["models"]
-            msgspec.convert(name, Name)
             at = ["models", name]
+            msgspec.convert(name, Name)
             checked[name] = msgspec.convert(section, ModelConfig)
         at = []
         config = msgspec.convert(tree, Config)
@@ -271,9 +289,9 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> list[str]
             or not (isinstance(kind, type) and issubclass(kind, Struct))
         ):
             continue
-        fields = {field.name for field in msgspec.structs.fields(kind)}
-        if key in fields and isinstance(tree.setdefault(section, {}), dict):
-            tree[section][key] = _scalar(value)
+        types = {field.name: field.type for field in msgspec.structs.fields(kind)}
+        if key in types and isinstance(tree.setdefault(section, {}), dict):
+            tree[section][key] = value if types[key] in (str, str | None) else _scalar(value)
             applied.append(variable)
     return applied
 
@@ -296,6 +314,13 @@ def _explained(path: Path, text: str, problem: str, at: list[str], overridden: l
     return ConfigError(f"{place}: {'.'.join(keys) or 'the file'}: {what}", cure="correct that value")
 
 
+_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
+
+
+def _key_parts(dotted: str) -> list[str]:
+    return [part.strip("\"'") for part in re.findall(_KEY, dotted)]
+
+
 def _line_of(text: str, keys: list[str]) -> int:
     """The 1-based line where the deepest found key of a dotted path stands; 1 when nothing is found."""
     best, section = 1, []
@@ -303,10 +328,10 @@ def _line_of(text: str, keys: list[str]) -> int:
     for number, line in enumerate(text.splitlines(), 1):
         bare = line.strip()
         if header := re.match(r"\[+\s*([^\]]+?)\s*\]+", bare):
-            section = [part.strip().strip("\"'") for part in header.group(1).split(".")]
+            section = _key_parts(header.group(1))
             here = section
-        elif assignment := re.match(r"([A-Za-z0-9_.\"'-]+)\s*=", bare):
-            here = section + [part.strip("\"'") for part in assignment.group(1).split(".")]
+        elif assignment := re.match(rf"({_KEY}(?:\s*\.\s*{_KEY})*)\s*=", bare):
+            here = section + _key_parts(assignment.group(1))
         else:
             continue
         matched = next(

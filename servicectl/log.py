@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import IntEnum
 
 
@@ -19,6 +20,7 @@ class Level(IntEnum):
 
 
 _verbosity = Level.NOTICE
+_progress: Callable[[str], None] | None = None
 
 
 def set_verbosity(level: Level) -> None:
@@ -28,6 +30,19 @@ def set_verbosity(level: Level) -> None:
 
 def verbosity() -> Level:
     return _verbosity
+
+
+def on_progress(show: Callable[[str], None] | None) -> None:
+    """Where `working` goes while somebody watches; None: nowhere but debug."""
+    global _progress  # noqa: PLW0603 -- as the verbosity
+    _progress = show
+
+
+def working(text: str) -> None:
+    """What is being done right now; shown in place on a terminal, a debug line elsewhere."""
+    if _progress is not None:
+        _progress(text)
+    debug(text)
 
 
 def event(level: Level, text: str) -> None:

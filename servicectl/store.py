@@ -9,7 +9,6 @@ has lost data. Storage version v1.4.0 refuses a WAL that belongs to another file
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import signal
@@ -34,7 +33,7 @@ CREATE TABLE jobs (
     kind VARCHAR NOT NULL,
     step_schema INTEGER NOT NULL,       -- version of the kind's steps; newer code migrates or parks older jobs
     scope VARCHAR NOT NULL,             -- mutual exclusion: one runner per scope
-    request_id VARCHAR,                 -- idempotence: a repeat returns the same job
+    request_id VARCHAR,                 -- the one it was made for; table requests has all
     spec VARCHAR NOT NULL,              -- JSON
     state VARCHAR NOT NULL CHECK (state IN ('PENDING', 'RUNNING', 'COMPLETED', 'FAILED', 'CANCELLED')),
     epoch INTEGER NOT NULL,             -- fencing token, +1 per claim
@@ -54,6 +53,10 @@ CREATE TABLE jobs (
     created_at TIMESTAMP NOT NULL,
     updated_at TIMESTAMP NOT NULL,
     finished_at TIMESTAMP
+);
+CREATE TABLE requests (
+    kind VARCHAR NOT NULL, request_id VARCHAR NOT NULL, job_id UUID NOT NULL,   -- every id a job was answered with
+    PRIMARY KEY (kind, request_id)
 );
 CREATE TABLE steps (
     job_id UUID NOT NULL, seq INTEGER NOT NULL, name VARCHAR NOT NULL,
@@ -75,6 +78,17 @@ CREATE TABLE schema_info (version INTEGER NOT NULL);
 """
 
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "fuse.sshfs", "9p", "afs", "glusterfs", "ceph"}
+
+
+_DAMAGE = (
+    "Corrupt",
+    "checksum",
+    "Could not read enough bytes",
+    "not a valid DuckDB",
+    "replaying WAL",
+    "WAL does not match",
+    "checkpoint iteration",
+)
 
 
 class Store:
@@ -114,7 +128,13 @@ class Store:
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any | None]:
         """A read-only connection, or None when nothing was ever stored. Errors as `transaction`."""
-        if not self.path.exists():
+        try:
+            found = self.path.exists()
+        except OSError as error:
+            raise StoreError(
+                f"the state folder {self.folder} cannot be read: {error.strerror}", cure="run as the user that owns it"
+            ) from None
+        if not found:
             yield None
             return
         import duckdb
@@ -247,7 +267,7 @@ def _block_until_alarm(descriptor: int, seconds: float, busy: Busy) -> None:
         raise busy
 
     before = signal.signal(signal.SIGALRM, expired)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))  # 0 would mean no alarm at all
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     finally:
@@ -275,11 +295,11 @@ def _explained(error: Exception, path: Path) -> StoreError | Busy:
     text = " ".join(str(error).split())
     if "Could not set lock on file" in text:
         return Busy(f"another program holds {path} open: {text}", cure="close it (duckdb shell?) and try again")
-    if "No space left on device" in text or os.strerror(errno.ENOSPC) in text:
+    if "No space left on device" in text:
         return StoreError(f"no space left for {path}; nothing was lost", cure=f"free space: df -h {path.parent}")
     if "Read-only file system" in text or "Permission denied" in text:
         return StoreError(f"{path} cannot be written: {text}", cure=f"run as the owner of {path.parent}")
-    if any(word in text for word in ("Corrupt", "checksum", "WAL does not match", "not a valid DuckDB", "iteration")):
+    if any(sign in text for sign in _DAMAGE):
         return StoreError(
             f"{path} is damaged or has a foreign WAL: {text}",
             cure=f"nothing was deleted. Copy {path.parent} away, then restore the last backup together with "
@@ -294,12 +314,12 @@ def owner() -> dict[str, str | int]:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = subprocess.run(["uptime", "-s"], capture_output=True, text=True, check=False).stdout.strip()
+    return {"host": os.uname().nodename, "pid": os.getpid(), "boot_id": boot, "user": _user()}
+
+
+def _user() -> str:
     import getpass
 
-    return {"host": os.uname().nodename, "pid": os.getpid(), "boot_id": boot, "user": _user(getpass)}
-
-
-def _user(getpass: Any) -> str:
     try:
         return str(getpass.getuser())
     except (KeyError, OSError):

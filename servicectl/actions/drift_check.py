@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -64,19 +65,17 @@ def run(world: World, context: JobContext) -> Result:
     rows = context.observe(lambda: _preflight(world))
     if not rows:
         return Result("no-production-models", {"models": []})
-    look = context.step("look", lambda: _look(world, context, rows), Look)
+    look = context.step("look", lambda: _look(world, rows), Look)
     for unexpected in look.unexpected:
         log.warning(f"Service C answered {unexpected}, which was not asked for; it was left out")
     for row in rows:
         scores = _scores(look.decisions, row.model_id)
         if scores:
-            context.step(
-                f"scores {row.model_id}", lambda row=row, scores=scores: _write_scores(world, context, row, scores), str
-            )
+            context.step(f"scores {row.model_id}", partial(_write_scores, world, context, row, scores), str)
     context.step("record", lambda: _record(world, context, look), int)
     context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, look.changes), int)
-    context.step("sound alarms", lambda: world.alarms.sound([change[4] for change in look.changes]), type(None))
-    return _result(world, context, look)
+    context.step("sound alarms", lambda: world.alarms.sound(look.changes), type(None))
+    return _result(world, look)
 
 
 def _preflight(world: World) -> tuple[ModelRow, ...]:
@@ -90,7 +89,7 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
             cure="servicectl doctor; is the handler serving the right database file?",
         )
     if rows and not world.registry.has_features_view():
-        from servicectl.estate.registry import CREATE_VIEW
+        from servicectl.estate.features import CREATE_VIEW
 
         raise NotMeasured(
             "Service C reads its current rows from `features`, which does not exist: it would measure nothing",
@@ -99,7 +98,7 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
     return rows
 
 
-def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
+def _look(world: World, rows: tuple[ModelRow, ...]) -> Look:
     features_of = {row.model_id: tuple(feature.name for feature in row.expected_features) for row in rows}
     wanted = sorted({feature for features in features_of.values() for feature in features})
     counted = world.registry.feature_rows(wanted)
@@ -225,7 +224,7 @@ def _record(world: World, context: JobContext, look: Look) -> int:
     return len(results)
 
 
-def _result(world: World, context: JobContext, look: Look) -> Result:
+def _result(world: World, look: Look) -> Result:
     children: list[NewJob] = []
     not_configured: list[str] = []
     if world.config.drift.retrain != "never":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from servicectl.errors import IntegrityError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, decode
+from servicectl.estate.registry import redis_metadata
 from servicectl.estate.serving_keys import Projection
 
 if TYPE_CHECKING:
@@ -109,11 +110,11 @@ def project(world: World, row: ModelRow, truth: Truth, artifact: Artifact) -> st
     projection = Projection(
         model_id=row.model_id,
         generation=truth.generation,
-        version=row.version,
+        version=truth.pointer.version if truth.pointer else row.version,
         sha256=artifact.sha256,
         name=artifact.name,
-        job_id=truth.pointer.job_id if truth.pointer else "",
-        metadata=row.to_json(),
+        job_id=truth.pointer.job_id if truth.pointer else None,
+        metadata=redis_metadata(row),
         artifacts={"pkl": artifact.content},
     )
     return str(world.keys.project(projection))

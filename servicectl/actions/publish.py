@@ -21,6 +21,7 @@ from servicectl.actions.switching import Target
 from servicectl.actions.versions import Reserved, reserve
 from servicectl.errors import ExitStatus, IntegrityError, UsageError
 from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.pointer import Pointer
 from servicectl.estate.artifacts.protocol import AlreadyThere
 from servicectl.estate.registry import Feature, ModelRow
 from servicectl.files import sha256_of
@@ -41,9 +42,10 @@ class Request(Struct, frozen=True):
 
 
 class Registered(Struct, frozen=True):
-    """The registry's production version before the switch, None when there was none."""
+    """What was in production before the switch: the registry's version and the artifact store's pointer, if any."""
 
     replaces: str | None
+    before: Pointer | None
 
 
 def start(world: World, model_id: str) -> list[Ran]:
@@ -99,7 +101,7 @@ def run(world: World, context: JobContext) -> Result:
         job_id=mine,
     )
     context.step("upload", lambda: _upload(world, context, target), str)
-    registered = context.step("register", lambda: _register(world, request, target, reserved), Registered)
+    registered = context.step("register", lambda: _register(world, request, truth, target, reserved), Registered)
     tried = context.step("try candidate", lambda: canary.try_candidate(world, model_id, request.candidate), canary.Tried)
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
@@ -109,7 +111,7 @@ def run(world: World, context: JobContext) -> Result:
             return _superseded(request, read_truth(world, model_id))
         served = context.step("canary", lambda: canary.watch_production(world, model_id, request.candidate), canary.Tried)
         if served.wrong:
-            undone = switching.undo(world, context, truth, target)
+            undone = switching.undo(world, context, registered.before, target)
             return Result("undone", _told(request, target, f"{served.note}; {undone}"), ExitStatus.FAILED)
     return Result("published", {**_told(request, target, served.note), "replaces": registered.replaces})
 
@@ -157,7 +159,7 @@ def _upload(world: World, context: JobContext, target: Target) -> str:
     return target.name
 
 
-def _register(world: World, request: Request, target: Target, reserved: Reserved) -> Registered:
+def _register(world: World, request: Request, truth: Truth, target: Target, reserved: Reserved) -> Registered:
     """The new row as `staging` and its baseline; which version the registry has in production now."""
     manifest = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
     types = {feature["name"]: feature["type"] for feature in manifest["features"]}
@@ -178,7 +180,7 @@ def _register(world: World, request: Request, target: Target, reserved: Reserved
     world.registry.store_baseline(target.model_id, target.version, baseline.decode(), target.baseline.sha256)
     rows = world.registry.rows(target.model_id)
     replaced = [row.version for row in rows if row.status == "production" and row.version != target.version]
-    return Registered(replaced[0] if replaced else None)
+    return Registered(replaced[0] if replaced else None, truth.pointer)
 
 
 def _archive(world: World, truth: Truth, target: Target, registry_version: str | None) -> str:

@@ -186,9 +186,9 @@ def _champion(world: World, model_id: str) -> Champion:
     name = names.manifest(truth.location, model_id, truth.pointer.version)
     seen_until: datetime | None = None
     if world.artifacts.stat(name) is not None:
-        trained = msgspec.json.decode(world.artifacts.read(name)[0]).get("trained", {})
-        if isinstance(trained.get("until"), str):
-            seen_until = datetime.fromisoformat(trained["until"])
+        split = msgspec.json.decode(world.artifacts.read(name)[0]).get("split", {})
+        if isinstance(split.get("trained_until"), str):
+            seen_until = datetime.fromisoformat(split["trained_until"])
     return Champion(truth.generation, truth.pointer.version, seen_until)
 
 
@@ -227,7 +227,8 @@ def _package(
     servable: Servability,
 ) -> Candidate:
     described = manifest(
-        spec=plan.spec,
+        plan.spec,
+        version="",
         feature_types=_feature_types(world.config.model(plan.spec.model_id)),
         snapshot=snapshot.facts,
         trained=trained,

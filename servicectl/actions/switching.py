@@ -10,12 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from servicectl import log
-from servicectl.actions.production import Artifact, Truth, fetch, project, read_truth
-from servicectl.errors import Superseded
+from servicectl.actions.production import Artifact, Truth, project, read_truth
+from servicectl.errors import IntegrityError, Superseded
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
 from servicectl.estate.artifacts.protocol import PreconditionFailed
-from servicectl.files import sha256_of, write_atomically
+from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
 from servicectl.training.spec import ProductFile, verified
 
@@ -63,19 +63,19 @@ def put_in_production(
     return True
 
 
-def undo(world: World, context: JobContext, before: Truth, failed: Target) -> str:
+def undo(world: World, context: JobContext, old: Pointer | None, failed: Target) -> str:
     """Put the version that was in production before back, under a generation above the failed one's."""
-    old = before.pointer
     if old is None:
         return "there was no version of servicectl's before it to go back to: it stays, and needs an operator"
+    baseline_name = names.versioned(failed.location, old.model_id, old.version, "json")
     target = Target(
         model_id=failed.model_id,
         location=failed.location,
         version=old.version,
         generation=failed.generation + 1,
         name=old.name,
-        file=_fetched(world, before, context.folder),
-        baseline=_written(context.folder / "undo-baseline.json", msgspec.json.encode(before.baseline)),
+        file=_downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
+        baseline=_downloaded(world, baseline_name, context.folder / "undo.json", None),
         manifest_sha256=old.manifest_sha256,
         published_at=failed.published_at,
         job_id=failed.job_id,
@@ -119,13 +119,9 @@ def _project(world: World, target: Target) -> str:
     return project(world, row, truth, Artifact(content, target.file.sha256, target.name))
 
 
-def _fetched(world: World, before: Truth, folder: Path) -> ProductFile:
-    artifact = fetch(world, before.pointer.model_id if before.pointer else "", before, folder)
-    if artifact is None:
-        raise Superseded("the version that was in production before has no bytes any more")
-    return _written(folder / "undo.pkl", artifact.content)
-
-
-def _written(path: Path, content: bytes) -> ProductFile:
-    write_atomically(path, content)
-    return ProductFile(str(path), sha256_of(path), len(content))
+def _downloaded(world: World, name: str, path: Path, expected: str | None) -> ProductFile:
+    world.artifacts.download(name, path)
+    digest = sha256_of(path)
+    if expected not in (None, digest):
+        raise IntegrityError(f"{name} has sha256 {digest}, on record is {expected}", cure="restore it, or publish another version")
+    return ProductFile(str(path), digest, path.stat().st_size)

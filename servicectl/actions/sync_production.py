@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from servicectl import log
@@ -27,14 +28,12 @@ def start(world: World, *, allow_remove: bool = False) -> list[Ran]:
 
 
 def run(world: World, context: JobContext) -> Result:
-    rows = context.observe(world.registry.production)
     models: dict[str, str] = {}
     failed: dict[str, str] = {}
+    rows = context.observe(lambda: world.registry.production(lambda bad: _note_bad_row(failed, bad)))
     for model_id in sorted({row.model_id for row in rows}):
         try:
-            models[model_id] = context.step(
-                f"project {model_id}", lambda model_id=model_id: _project_one(world, context, model_id), str
-            )
+            models[model_id] = context.step(f"project {model_id}", partial(_project_one, world, context, model_id), str)
         except TryAgain:
             raise
         except ServicectlError as error:
@@ -47,6 +46,11 @@ def run(world: World, context: JobContext) -> Result:
     if failed:
         return Result("partly-synced", summary, ExitStatus.FAILED)
     return Result("synced" if models else "no-production-models", summary)
+
+
+def _note_bad_row(failed: dict[str, str], bad: BadAnswer) -> None:
+    failed[f"row {len(failed) + 1}"] = str(bad)
+    log.error(str(bad))
 
 
 def _project_one(world: World, context: JobContext, model_id: str) -> str:

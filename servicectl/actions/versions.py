@@ -41,7 +41,7 @@ def reserve(world: World, model_id: str, location: str, described: dict[str, Any
     taken |= {row.version for row in world.registry.rows(model_id)}
     version = _own(world, model_id, location, job.job_id, taken, {blob.name for blob in blobs}) or _next(taken)
     for _ in range(_PATIENCE):
-        content = canonical({**described, "version": version, "job": job.job_id})
+        content = canonical({**described, "version": version, "job_id": job.job_id})
         name = names.manifest(location, model_id, version)
         try:
             world.artifacts.create(name, content, {"job": job.job_id})
@@ -57,7 +57,7 @@ def _own(world: World, model_id: str, location: str, job_id: str, taken: set[str
     """The number this job reserved before it was killed: its manifest is there, its model file may be not."""
     for version in taken:
         manifest = names.manifest(location, model_id, version)
-        if manifest in present and msgspec.json.decode(world.artifacts.read(manifest)[0]).get("job") == job_id:
+        if manifest in present and msgspec.json.decode(world.artifacts.read(manifest)[0]).get("job_id") == job_id:
             return version
     return None
 

@@ -191,9 +191,9 @@ def alarm_changes(
     *,
     unmeasured: frozenset[tuple[str, str]] = frozenset(),
 ) -> tuple[AlarmChange, ...]:
-    """Given the last *measured* verdict per (model, feature) and today's decisions, what is to be told.
+    """Given the verdict last told per (model, feature), NOT_MEASURED aside, and today's decisions, what is to be told.
 
-    `unmeasured` are the pairs whose very last verdict was NOT_MEASURED. The two are apart because a look that
+    `unmeasured` are the pairs last told to be NOT_MEASURED. The two are apart because a look that
     measured nothing says nothing about drift: it neither raises nor clears an alarm, and the alarm that stands
     must still be cleared by the look after it. It is an alarm of its own kind, told once and ended by
     "measured-again".

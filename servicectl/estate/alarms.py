@@ -54,10 +54,15 @@ class Alarms:
                 )
         return added
 
-    def sound(self, texts: Sequence[str]) -> None:
-        """One line each on stderr, at alert priority where the journal listens."""
-        for text in texts:
-            log.alert(f"ALARM {text}")
+    def sound(self, alarms: Sequence[tuple[str, str, str, str, str]]) -> None:
+        """One line each on stderr: alarms at alert priority where the journal listens, warnings and all-clears below."""
+        for _, _, change, verdict, text in alarms:
+            if change in ("cleared", "measured-again"):
+                log.notice(text)
+            elif verdict == "WARNING":
+                log.warning(text)
+            else:
+                log.alert(f"ALARM {text}")
 
     def standing(self) -> Standing:
         verdicts: dict[tuple[str, str], str] = {}

@@ -48,8 +48,14 @@ class Registry(OwnTables):
         """Add a version with status `staging`, unless it is there, and return its row as it is read back.
 
         A row that is there already, also one that was switched to production since, must describe the same
-        version. Raises BadAnswer if it does not, or if several different rows claim the version.
+        version. Raises BadAnswer if it does not, or if several different rows claim the version, and BadData for a
+        feature name with a quote, which Service C could never measure.
         """
+        if quoted := [feature.name for feature in row.expected_features if "'" in feature.name]:
+            raise BadData(
+                f"feature {quoted[0]!r} of {row.model_id} has a quote in its name: Service C cannot ask for its rows",
+                cure="rename the feature",
+            )
         wanted = replace(row, status=STAGING, created_at=row.created_at or self._queue.clock.now())
         of_version = _of_version(row.model_id, row.version)
         self._queue.change(

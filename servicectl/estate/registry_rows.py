@@ -112,7 +112,7 @@ def _day(text: str | None) -> date | None:
         return None
 
 
-def _feature(row: str, told: object) -> Feature:
+def _feature(row: str, told: Any) -> Feature:
     match told:
         case {"index": int(index), "name": str(name)} if name and not isinstance(index, bool):
             return Feature(index, name, told.get("type") or "float", _number(told.get("drift_score")))

@@ -158,6 +158,7 @@ class ServingKeys:
         pipe.watch(metadata_key(model_id))
         raw = pipe.get(metadata_key(model_id))
         stored = _object(raw)
+        text = json.dumps(wanted, allow_nan=False)
         generation = _generation(stored)
         if generation is not None and generation > projection.generation:
             return Projected.SUPERSEDED
@@ -174,13 +175,13 @@ class ServingKeys:
         load = {"version": projection.version, "sha256": projection.sha256}
         listed = pipe.sismember(PROD_MODELS, model_id)
         announced = bool(changed or stale or before != load or not listed)
-        if not announced and stored == wanted:
+        if not announced and raw == text.encode():
             return Projected.UNCHANGED
 
         _check_types(pipe)
         pipe.multi()
         pipe.sadd(PROD_MODELS, model_id)
-        pipe.set(metadata_key(model_id), json.dumps(wanted, allow_nan=False))
+        pipe.set(metadata_key(model_id), text)
         for extension, content in changed.items():
             pipe.set(artifact_key(model_id, extension), content)
         if stale:
@@ -290,7 +291,7 @@ def _check_types(pipe: Pipe) -> None:
 
 def _check_artifacts(projection: Projection) -> None:
     extension = projection.metadata.get("artifact_type")
-    if extension not in projection.artifacts:
+    if not isinstance(extension, str) or extension not in projection.artifacts:
         raise BadData(f"{projection.model_id}: no artifact of its artifact_type {extension!r} is given")
     if candidate_sha256(projection.model_id):
         raise BadData(f"{projection.model_id!r} has the form of a candidate's name", cure="rename the model")
@@ -323,7 +324,7 @@ def _served(pipe: Pipe, model_id: str, stored: Mapping[str, Any] | None) -> dict
 def _object(raw: bytes | None) -> dict[str, Any] | None:
     """The stored metadata; None for anything that is not a JSON object, which is replaced as if it were missing."""
     try:
-        value = json.loads(raw) if raw is not None else None
+        value = json.loads(raw, parse_constant=lambda _: 0.0) if raw is not None else None  # others did write NaN
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

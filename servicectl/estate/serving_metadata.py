@@ -28,8 +28,8 @@ def metadata_for_readers(model_id: str, version: str, metadata: Mapping[str, Any
         "version": _name(model_id, "version", version),
         "trained_date": _date(model_id, metadata.get("trained_date")),
         "model_drift_score": _score(metadata.get("model_drift_score")),
-        "status": _name(model_id, "status", metadata.get("status")),
-        "azure_location": _name(model_id, "azure_location", metadata.get("azure_location")),
+        "status": _text(model_id, "status", metadata.get("status")),
+        "azure_location": _text(model_id, "azure_location", metadata.get("azure_location")),
         "expected_features": [_feature(model_id, feature) for feature in features],
     }
 
@@ -57,7 +57,7 @@ def _feature(model_id: str, feature: Any) -> dict[str, Any]:
     return {
         "index": _index(model_id, feature.get("index")),
         "name": _name(model_id, "name", feature.get("name")),
-        "type": _name(model_id, "type", feature.get("type")),
+        "type": _text(model_id, "type", feature.get("type")),
         "drift_score": _score(feature.get("drift_score")),
     }
 
@@ -72,6 +72,11 @@ def _name(model_id: object, member: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise _bad(model_id, member, value, "a text")
     return value
+
+
+def _text(model_id: object, member: str, value: Any) -> str:
+    """A column that old rows may leave NULL; Go reads null as the empty text anyway."""
+    return "" if value in {None, ""} else _name(model_id, member, value)
 
 
 def _date(model_id: str, value: Any) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from servicectl import crash
+from servicectl import crash, log
 from servicectl.errors import Busy, StoreError
 from servicectl.files import sha256_of
 from servicectl.jobs import signals
@@ -72,7 +72,8 @@ class JobContext:
             stale = known.seq
             self._steps = {other: step for other, step in self._steps.items() if step.seq < known.seq}
         signals.check()
-        self._write(StepChange(completed=self._unrecorded, failed=self._failed, stale_after=stale, begin=name))
+        self._write(StepChange(completed=self._unrecorded, failed=self._failed, stale_from=stale, begin=name))
+        log.working(f"{self.job.scope}: {name}")
         crash.point(f"{self.job.kind}/{name}/before")
         try:
             value = run()
@@ -82,8 +83,9 @@ class JobContext:
             raise
         crash.point(f"{self.job.kind}/{name}/effect")
         output = self.portable(msgspec.json.decode(msgspec.json.encode(value)))
-        self._unrecorded = (name, msgspec.json.encode(output).decode())
-        self._running = None
+        with signals.deferred():
+            self._unrecorded = (name, msgspec.json.encode(output).decode())
+            self._running = None
         return self._converted(name, output, returns)
 
     def observe(self, look: Callable[[], Value]) -> Value:
@@ -107,16 +109,19 @@ class JobContext:
         try:
             lock = self._locks.take(scope)
         except Busy:
-            yield False
-            return
+            lock = None
         try:
-            yield True
+            yield lock is not None
         finally:
-            lock.close()
+            if lock is not None:
+                lock.close()
 
     @contextlib.contextmanager
     def finishing(self) -> Iterator[None]:
-        """A block that SIGTERM, SIGINT and cancel do not cut: they take effect at its end."""
+        """A block that SIGTERM, SIGINT and cancel do not cut.
+
+        Signals take effect at its end, a cancel at the next step after it: a job whose last step is done is complete.
+        """
         with signals.deferred():
             yield
 
@@ -139,7 +144,7 @@ class JobContext:
         except msgspec.ValidationError as error:
             raise StoreError(
                 f"step {name!r} of job {self.job.short_id} has a stored result this program cannot read: {error}",
-                cure=f"servicectl jobs cancel {self.job.short_id}, then start it anew",
+                cure=f"start it anew, or servicectl jobs retry {self.job.short_id} with the release that began it",
             ) from None
 
     def portable(self, value: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from servicectl.clock import SYSTEM, Clock
-from servicectl.errors import Busy
+from servicectl.errors import Busy, StoreError
 
 _PROBE_PATIENCE_S = 0.2  # a liveness probe of another process may hold the lock shared for an instant
 
@@ -75,6 +75,8 @@ class Locks:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
+        except OSError as error:
+            raise _unusable(path, error) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -88,8 +90,11 @@ class Locks:
 
     def _try(self, scope: str) -> ScopeLock | None:
         path = self._path(scope)
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise _unusable(path, error) from None
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # A file unlinked by hand while we opened it would give two holders of one name.
@@ -98,6 +103,14 @@ class Locks:
         except (BlockingIOError, FileNotFoundError):
             os.close(descriptor)
             return None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{scope} pid {os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk must not stop anybody: the content is for human eyes
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{scope} pid {os.getpid()}\n".encode())
         return ScopeLock(descriptor, path)
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"the lock file {path} cannot be opened: {error.strerror}",
+        cure=f"run as the owner of the state folder; after a run as another user: sudo chown -R OWNER {path.parent}",
+    )

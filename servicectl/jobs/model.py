@@ -126,3 +126,9 @@ class Result:
     summary: Mapping[str, Any] = field(default_factory=dict)
     exit_status: ExitStatus = ExitStatus.OK
     children: tuple[NewJob, ...] = ()
+
+    def __post_init__(self) -> None:
+        # A child's id is made of these two, so that a parent's children are the same however often it is killed.
+        named = [(child.kind, child.scope) for child in self.children]
+        if len(named) != len(set(named)):
+            raise ValueError(f"two children of one kind and scope: {named}")

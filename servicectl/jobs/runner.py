@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import shutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from servicectl import crash, log
@@ -43,7 +45,7 @@ class Retries:
     cap_s: float = 3600.0
 
     def delay(self, attempts: int) -> float:
-        doubled = self.base_s * float(2 ** max(0, attempts - 1))
+        doubled = self.base_s * 2.0 ** min(attempts - 1, 64)
         return min(self.cap_s, doubled) * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
 
 
@@ -67,9 +69,9 @@ class Runner:
         clock: Clock = SYSTEM,
         lock_wait_s: float = 60.0,
     ) -> None:
-        self.folder = folder
-        self.table = JobTable(Store(folder, clock=clock, lock_wait_s=lock_wait_s), clock)
-        self.locks = Locks(folder / "locks", clock)
+        self.folder = folder.absolute()
+        self.table = JobTable(Store(self.folder, clock=clock, lock_wait_s=lock_wait_s), clock)
+        self.locks = Locks(self.folder / "locks", clock)
         self._kinds = kinds
         self._retries = retries
         self._clock = clock
@@ -79,45 +81,66 @@ class Runner:
         kind = self._kinds[new.kind]
         return self.table.submit(new, step_schema=kind.step_schema, max_attempts=self._retries.max_attempts)
 
-    def run(self, job_id: str) -> Ran:
-        """Given a submitted job, carry it on from its first unfinished step. Raises Busy when another process does."""
+    def run(self, job_id: str, *, only_if_due: bool = False) -> Ran:
+        """Given a submitted job, carry it on from its first unfinished step.
+
+        Raises Busy when another process works on it, takes it over, or (`only_if_due`) has just put it off. Once the
+        process was told to end, no further job is begun and TRY_AGAIN is returned.
+        """
         job = self.table.get(job_id)
         if job.ended:
             return _ended(job)
-        with self.locks.held(job.scope):
-            claimed = self.table.claim(job_id, owner())
+        if signal := signals.arrived():
+            return _to_be_resumed(job, f"{signal.name}: {job.kind} {job.short_id} was not begun")
+        with signals.watched(), self.locks.held(job.scope):
+            claimed = self.table.claim(job_id, owner(), only_if_due=only_if_due)
             if claimed is None:
-                return _ended(self.table.get(job_id))
+                job = self.table.get(job_id)
+                if job.ended:
+                    return _ended(job)
+                raise Busy(f"job {job.short_id} waits until {job.not_before:%Y-%m-%d %H:%M:%S} UTC")
             crash.point(f"{job.kind}/claimed")
             job, steps = claimed
-            context = JobContext(job, steps, self.table, self.locks, self.folder)
-            with signals.watched():
-                return self._attempt(job, context)
+            try:
+                return self._attempt(job, JobContext(job, steps, self.table, self.locks, self.folder))
+            except Fenced as fenced:
+                raise Busy(str(fenced), cure=f"servicectl jobs show {job.short_id}") from None
 
     def run_with_children(self, job_id: str) -> list[Ran]:
         """`run`, then its children after it has let go of its scope; the job's own result comes first."""
-        first = self.run(job_id)
-        if first.exit_status is ExitStatus.TRY_AGAIN:
-            return [first]
-        return [first, *self.drain(child.job_id for child in self.table.children(job_id))]
+        return self._with_children(self.run(job_id))
 
-    def drain(self, job_ids: Iterable[str]) -> list[Ran]:
+    def drain(self, job_ids: Iterable[str], *, only_if_due: bool = False) -> list[Ran]:
         """Run jobs one after the other with their children; a job another process is working on is left to it."""
         ran: list[Ran] = []
         for job_id in job_ids:
             try:
-                ran += self.run_with_children(job_id)
-            except Busy:
-                log.info(f"job {job_id[-8:]} is being worked on by another process")
+                ran += self._with_children(self.run(job_id, only_if_due=only_if_due))
+            except Busy as busy:
+                log.info(f"job {job_id[-8:]} is left alone: {busy.message}")
         return ran
+
+    def _with_children(self, first: Ran) -> list[Ran]:
+        children = first.children or self.table.children(first.job.job_id)
+        return [first, *self.drain(child.job_id for child in children)]
 
     def carry_on(self, scopes: Iterable[str]) -> list[Ran]:
         """What a working command does first: finish the interrupted and due jobs of its own scopes."""
-        return self.drain(job.job_id for job in self.table.unfinished(scopes) if self._is_due(job))
+        return self._carry_on(self.table.unfinished(scopes))
 
     def resume(self) -> list[Ran]:
         """Everything that is due and that nobody works on."""
-        return self.drain(job.job_id for job in self.table.unfinished() if self._is_due(job))
+        return self._carry_on(self.table.unfinished())
+
+    def _carry_on(self, jobs: Iterable[Job]) -> list[Ran]:
+        return self.drain((job.job_id for job in jobs if self._is_due(job)), only_if_due=True)
+
+    def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
+        """Delete ended jobs older than a moment, rows first, then their work files; returns the ids."""
+        gone = self.table.prune(before, dry_run=dry_run)
+        for job_id in gone if not dry_run else []:
+            shutil.rmtree(self.folder / "work" / job_id, ignore_errors=True)
+        return gone
 
     def is_interrupted(self, job: Job) -> bool:
         return job.state is State.RUNNING and not self.locks.alive(job.scope)
@@ -129,40 +152,43 @@ class Runner:
 
     def _attempt(self, job: Job, context: JobContext) -> Ran:
         try:
-            kind = self._kind_for(job)
-            signals.check()
-            result = kind.run(context)
+            ending = self._ending(job, context)
             signals.hold()
         except Interrupted as interruption:
             signals.hold()
             return self._interrupted(job, context, interruption)
-        except Cancelled:
-            signals.hold()
+        if isinstance(ending, Result):
+            return self._completed(job, context, ending)
+        if isinstance(ending, Cancelled):
             return _ended(self.table.stop(job, context.last_change("cancelled")))
-        except Fenced as fenced:
-            raise Busy(str(fenced), cure=f"servicectl jobs show {job.short_id}") from None
-        except ServicectlError as error:
-            signals.hold()
-            return self._failed(job, context, error)
+        return self._failed(job, context, ending)
+
+    def _ending(self, job: Job, context: JobContext) -> Result | Cancelled | ServicectlError:
+        try:
+            kind = self._kind_for(job)
+            signals.release()
+            return kind.run(context)
+        except Fenced:
+            raise
+        except (Cancelled, ServicectlError) as ending:
+            return ending
         except Exception as error:  # noqa: BLE001 -- a bug in a step must end in the table, not in a lost traceback
-            signals.hold()
             for line in traceback.format_exc().splitlines():
                 log.error(line)
-            return self._failed(job, context, _as_servicectl_error(error))
-        return self._completed(job, context, result)
+            return _as_servicectl_error(error)
 
     def _kind_for(self, job: Job) -> Kind:
         kind = self._kinds.get(job.kind)
         if kind is None:
             raise ServicectlError(
                 f"this servicectl knows no job kind {job.kind!r}",
-                cure=f"run it with the release that made it, or servicectl jobs cancel {job.short_id}",
+                cure=f"servicectl jobs retry {job.short_id} with the release that made it",
             )
         if job.step_schema != kind.step_schema and job.step_schema not in kind.reads:
             raise ServicectlError(
                 f"job {job.short_id} was begun with version {job.step_schema} of {job.kind}'s steps, "
                 f"this servicectl has version {kind.step_schema}",
-                cure=f"finish it with the older release, or servicectl jobs cancel {job.short_id}",
+                cure=f"start it anew, or servicectl jobs retry {job.short_id} with the older release",
             )
         return kind
 
@@ -176,21 +202,16 @@ class Runner:
         return Ran(self.table.get(job.job_id), result.exit_status, children=tuple(inserted))
 
     def _interrupted(self, job: Job, context: JobContext, interruption: Interrupted) -> Ran:
-        change = context.last_change()
-        if self.table.get(job.job_id).cancel_requested:
-            return _ended(self.table.stop(job, change))
-        given_back = self.table.give_back(job, str(interruption), change)
-        error = TryAgain(
-            f"{interruption}: {job.kind} {job.short_id} was interrupted and can be resumed",
-            cure=f"servicectl jobs resume {job.short_id}",
-        )
-        return Ran(given_back, ExitStatus.TRY_AGAIN, error)
+        job = self.table.give_back(job, str(interruption), context.last_change())
+        if job.ended:
+            return _ended(job)
+        return _to_be_resumed(job, f"{interruption}: {job.kind} {job.short_id} was interrupted")
 
     def _failed(self, job: Job, context: JobContext, error: ServicectlError) -> Ran:
         change = context.last_change(error.message)
         if error.retryable and job.attempts < job.max_attempts:
-            waiting = self.table.retry_later(job, error.message, error.cure, self._retries.delay(job.attempts), change)
-            return Ran(waiting, error.exit_status, error)
+            job = self.table.retry_later(job, error.message, error.cure, self._retries.delay(job.attempts), change)
+            return _ended(job) if job.ended else Ran(job, error.exit_status, error)
         cure = error.cure or f"servicectl jobs show {job.short_id}"
         needs_operator = not error.retryable
         failed = self.table.fail(
@@ -206,6 +227,11 @@ def worst(statuses: Sequence[ExitStatus]) -> ExitStatus:
         ExitStatus.NEEDS_OPERATOR, ExitStatus.REJECTED, ExitStatus.DRIFT_FOUND,
     ]  # fmt: skip
     return next((status for status in order if status in statuses), ExitStatus.OK)
+
+
+def _to_be_resumed(job: Job, why: str) -> Ran:
+    error = TryAgain(f"{why} and can be resumed", cure=f"servicectl jobs resume {job.short_id}")
+    return Ran(job, ExitStatus.TRY_AGAIN, error)
 
 
 def _ended(job: Job) -> Ran:

@@ -1,4 +1,7 @@
-"""SIGTERM and SIGINT end a job at a safe place: at once between effects, after the block where one must finish."""
+"""SIGTERM and SIGINT end a job at a safe place: at once between effects, after the block where one must finish.
+
+A signal is for the whole process, so one that has arrived stays: `arrived` keeps later jobs from being begun.
+"""
 
 from __future__ import annotations
 
@@ -17,58 +20,71 @@ class Interrupted(BaseException):
         self.number = number
 
 
-_deferrals = 0
-_waiting: int | None = None
+class _State(threading.local):
+    """Signals reach the main thread only; jobs in other threads each count their own deferrals."""
+
+    deferrals = 0
+    waiting: int | None = None
+
+
+_state = _State()
 
 
 def _received(number: int, _frame: FrameType | None) -> None:
-    global _waiting  # noqa: PLW0603 -- a signal handler has no other place to leave its mark
-    if _deferrals or _waiting is not None:
-        _waiting = number
-        return
-    _waiting = number
-    raise Interrupted(number)
+    unwinding = _state.waiting is not None
+    _state.waiting = number
+    if not unwinding:
+        check()
 
 
 @contextlib.contextmanager
 def watched() -> Iterator[None]:
-    """Turn SIGTERM and SIGINT into Interrupted for a block; a no-op outside the main thread."""
-    global _waiting, _deferrals  # noqa: PLW0603 -- see _received
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    _waiting = None
-    before = {number: signal.signal(number, _received) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Turn SIGTERM and SIGINT into Interrupted for a block; they are only noted until `release`.
+
+    Outside the main thread, which alone may own signals, nothing ever arrives.
+    """
+    mine = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+    _state.deferrals = 1
+    before = {number: signal.signal(number, _received) for number in mine}
     try:
         yield
     finally:
-        _deferrals = 0
+        _state.deferrals = 0
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    global _deferrals  # noqa: PLW0603 -- see _received
-    _deferrals += 1
+    _state.deferrals += 1
     try:
         yield
     finally:
-        _deferrals -= 1
+        _state.deferrals -= 1
+    check()
+
+
+def release() -> None:
+    """From here on signals interrupt; raises what has arrived."""
+    _state.deferrals -= 1
     check()
 
 
 def hold() -> None:
     """From here to the end of `watched`, signals are only noted: the job's end is being written."""
-    global _deferrals  # noqa: PLW0603 -- see _received
-    _deferrals += 1
+    _state.deferrals += 1
 
 
 def is_deferred() -> bool:
-    return _deferrals > 0
+    return _state.deferrals > 0
+
+
+def arrived() -> signal.Signals | None:
+    """The signal this process was asked to end with, if any."""
+    return None if _state.waiting is None else signal.Signals(_state.waiting)
 
 
 def check() -> None:
     """Raise what arrived while it could not be acted on."""
-    if _waiting is not None and not _deferrals:
-        raise Interrupted(_waiting)
+    if _state.waiting is not None and not _state.deferrals:
+        raise Interrupted(_state.waiting)

@@ -5,23 +5,15 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
-
-import msgspec
 
 from servicectl.clock import SYSTEM, Clock, stored
 from servicectl.errors import Busy, StoreError, UsageError
 from servicectl.jobs.model import EDGES, Event, Job, NewJob, Result, State, Step
+from servicectl.jobs.rows import BY_ID, UNFINISHED, job_rows, step_rows, the_one, to_json
 from servicectl.store import Store
-
-_COLUMNS = (
-    "job_id::VARCHAR, kind, step_schema, scope, request_id, spec, state, epoch, attempts, max_attempts, not_before, "
-    "parent_id::VARCHAR, trigger, owner, cancel_requested, outcome, needs_operator, result, exit_status, error, cure, "
-    "created_at, updated_at, finished_at"
-)
-_UNFINISHED = "state IN ('PENDING', 'RUNNING')"
 
 
 class Fenced(Exception):
@@ -40,7 +32,7 @@ class StepChange:
 
     completed: tuple[str, str] | None = None  # name, output as JSON text
     failed: tuple[str, str] | None = None  # name, error text
-    stale_after: int | None = None  # steps with a higher seq no longer count
+    stale_from: int | None = None  # the step with this seq and all after it no longer count
     begin: str | None = None
 
 
@@ -57,6 +49,10 @@ def child_id(parent_id: str, kind: str, scope: str) -> str:
     return str(uuid.uuid5(uuid.UUID(parent_id), f"{kind} {scope}"))
 
 
+def _asks_the_same(job: Job, new: NewJob) -> bool:
+    return job.kind == new.kind and to_json(job.spec) == to_json(new.spec)
+
+
 class JobTable:
     def __init__(self, store: Store, clock: Clock = SYSTEM) -> None:
         self._store = store
@@ -66,10 +62,7 @@ class JobTable:
 
     def get(self, job_id: str) -> Job:
         """Raises UsageError for an unknown id."""
-        found = self._select("job_id = ?", [job_id])
-        if not found:
-            raise UsageError(f"there is no job {job_id}", cure="servicectl jobs list --all")
-        return found[0]
+        return the_one(job_id, self._select(BY_ID, [job_id]))
 
     def find(self, text: str) -> Job:
         """The job whose id is, starts or ends with `text`. Raises UsageError when none or several do."""
@@ -87,7 +80,7 @@ class JobTable:
 
     def newest(self, *, limit: int = 50, unfinished_only: bool = False, kind: str | None = None) -> list[Job]:
         """Newest first."""
-        where = ["true"] + ([_UNFINISHED] if unfinished_only else []) + (["kind = ?"] if kind else [])
+        where = ["true"] + ([UNFINISHED] if unfinished_only else []) + (["kind = ?"] if kind else [])
         return self._select(
             " AND ".join(where), [kind] if kind else [], f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}"
         )
@@ -95,9 +88,7 @@ class JobTable:
     def unfinished(self, scopes: Iterable[str] | None = None) -> list[Job]:
         """Oldest first, of the given scopes or of all."""
         wanted = None if scopes is None else list(scopes)
-        where, values = (
-            (_UNFINISHED, []) if wanted is None else (f"{_UNFINISHED} AND list_contains(?, scope)", [wanted])
-        )
+        where, values = (UNFINISHED, []) if wanted is None else (f"{UNFINISHED} AND list_contains(?, scope)", [wanted])
         return self._select(where, values, "ORDER BY created_at, job_id")
 
     def children(self, parent_id: str) -> list[Job]:
@@ -107,14 +98,15 @@ class JobTable:
         with self._store.reading() as connection:
             if connection is None:
                 return []
-            return _steps(connection, job_id)
+            return step_rows(connection, job_id)
 
     def events(self, job_id: str) -> list[Event]:
         with self._store.reading() as connection:
             if connection is None:
                 return []
             rows = connection.execute(
-                "SELECT seq, epoch, edge, from_state, to_state, detail, happened_at FROM events WHERE job_id = ? ORDER BY seq",
+                "SELECT seq, epoch, edge, from_state, to_state, detail, happened_at FROM events"
+                f" WHERE {BY_ID} ORDER BY seq",
                 [job_id],
             ).fetchall()
         return [Event(*row) for row in rows]
@@ -124,26 +116,30 @@ class JobTable:
     def submit(self, new: NewJob, *, step_schema: int, max_attempts: int) -> Submitted:
         """Given a job, insert it once: check and insert are one transaction.
 
-        A repeat of its `request_id`, or an unfinished job of its scope with the same spec, is returned instead.
-        Raises Busy when the scope has an unfinished job with another spec.
+        A repeat of its `request_id`, or an unfinished job of its scope with the same spec, is returned instead; a
+        `request_id` stays with the job it was answered with. Raises Busy when the scope has an unfinished job with
+        another spec.
         """
-        spec = _json(new.spec)
         with self._store.transaction() as connection:
-            if new.request_id is not None:
-                known = _rows(connection, "kind = ? AND request_id = ?", [new.kind, new.request_id])
-                if known:
-                    return Submitted(known[0], created=False)
-            rivals = _rows(connection, f"scope = ? AND {_UNFINISHED}", [new.scope], "ORDER BY created_at, job_id")
-            for rival in rivals:
-                if rival.kind == new.kind and _json(rival.spec) == spec:
-                    return Submitted(rival, created=False)
-            if rivals:
+            asked = "job_id = (SELECT job_id FROM requests WHERE kind = ? AND request_id = ?)"
+            for known in job_rows(connection, asked, [new.kind, new.request_id]):
+                return Submitted(known, created=False)
+            rivals = job_rows(connection, f"scope = ? AND {UNFINISHED}", [new.scope], "ORDER BY created_at, job_id")
+            same = [rival for rival in rivals if _asks_the_same(rival, new)]
+            if rivals and not same:
                 raise Busy(
                     f"{new.scope} has an unfinished {rivals[0].kind} job {rivals[0].short_id} with other parameters",
                     cure=f"servicectl jobs resume {rivals[0].short_id}, or jobs cancel {rivals[0].short_id}",
                 )
-            job = self._insert(connection, new, step_schema, max_attempts, parent_id=None)
-        return Submitted(job, created=True)
+            job = same[0] if same else self._insert(connection, new, step_schema, max_attempts, parent_id=None)
+            self._remember_request(connection, new, job)
+        return Submitted(job, created=not same)
+
+    def _remember_request(self, connection: Any, new: NewJob, job: Job) -> None:
+        if new.request_id is not None:
+            connection.execute(
+                "INSERT INTO requests VALUES (?, ?, ?) ON CONFLICT DO NOTHING", [new.kind, new.request_id, job.job_id]
+            )
 
     def _insert(self, connection: Any, new: NewJob, step_schema: int, max_attempts: int, parent_id: str | None) -> Job:
         now = stored(self._clock.now())
@@ -151,47 +147,53 @@ class JobTable:
         connection.execute(
             "INSERT INTO jobs (job_id, kind, step_schema, scope, request_id, spec, state, epoch, attempts, max_attempts,"
             " not_before, parent_id, trigger, cancel_requested, needs_operator, created_at, updated_at)"
-            " SELECT ?, ?, ?, ?, ?, ?, 'PENDING', 0, 0, ?, ?, ?, ?, false, false, ?, ?"
-            " WHERE NOT EXISTS (FROM jobs WHERE job_id = ?)",
+            " VALUES (?, ?, ?, ?, ?, ?, 'PENDING', 0, 0, ?, ?, ?, ?, false, false, ?, ?)",
             [
-                *(job_id, new.kind, step_schema, new.scope, new.request_id, _json(new.spec), max_attempts),
-                *(now, parent_id, new.trigger, now, now, job_id),
+                *(job_id, new.kind, step_schema, new.scope, new.request_id, to_json(new.spec), max_attempts),
+                *(now, parent_id, new.trigger, now, now),
             ],
         )
         self._event(connection, job_id, 0, "submit", f"by {new.trigger}")
-        return _rows(connection, "job_id = ?", [job_id])[0]
+        return job_rows(connection, BY_ID, [job_id])[0]
 
     # -- the owner's edges ----------------------------------------------------------------------------------------
 
-    def claim(self, job_id: str, owner: Mapping[str, Any]) -> tuple[Job, list[Step]] | None:
+    def claim(
+        self, job_id: str, owner: Mapping[str, Any], *, only_if_due: bool = False
+    ) -> tuple[Job, list[Step]] | None:
         """Given that the caller holds the scope's lock, make the job its own; None when it has ended meanwhile.
 
-        Raises nothing for a job whose last attempt died: that job ends as FAILED here, and None is returned.
+        None, too, with `only_if_due` for a job that somebody has put off meanwhile. Raises nothing for a job whose
+        last attempt died: that job ends as FAILED here, and None is returned.
         """
+        now = stored(self._clock.now())
         with self._store.transaction() as connection:
-            found = _rows(connection, "job_id = ?", [job_id])
+            found = job_rows(connection, BY_ID, [job_id])
             if not found or found[0].ended:
                 return None
             job = found[0]
-            if job.state is State.RUNNING and (job.cancel_requested or job.attempts >= job.max_attempts):
-                self._end_orphan(connection, job)
+            waiting = job.state is State.PENDING
+            if waiting and only_if_due and job.not_before > now:
                 return None
-            edge = "claim" if job.state is State.PENDING else "take_over"
-            if edge == "take_over":
+            if not waiting:
                 connection.execute(
                     "UPDATE steps SET state = 'FAILED', error = 'the owner died', finished_at = ?"
                     " WHERE job_id = ? AND state = 'RUNNING'",
-                    [stored(self._clock.now()), job_id],
+                    [now, job_id],
                 )
+                if job.cancel_requested or job.attempts >= job.max_attempts:
+                    self._end_orphan(connection, job)
+                    return None
+            edge = "claim" if waiting else "take_over"
             fields = {
                 "epoch": job.epoch + 1,
                 "attempts": job.attempts + 1,
-                "owner": _json(owner),
+                "owner": to_json(owner),
                 "error": None,
                 "cure": None,
             }
-            self._move(connection, job, edge, fields, detail=f"pid {owner.get('pid')} on {owner.get('host')}")
-            return _rows(connection, "job_id = ?", [job_id])[0], _steps(connection, job_id)
+            claimed = self._move(connection, job, edge, fields, detail=f"pid {owner.get('pid')} on {owner.get('host')}")
+            return claimed, step_rows(connection, job_id)
 
     def _end_orphan(self, connection: Any, job: Job) -> None:
         if job.cancel_requested:
@@ -221,7 +223,7 @@ class JobTable:
             self._apply(connection, job, change)
             fields = {
                 "outcome": result.outcome,
-                "result": _json(result.summary),
+                "result": to_json(result.summary),
                 "exit_status": int(result.exit_status),
             }
             self._move(connection, job, "complete", fields, detail=result.outcome)
@@ -229,28 +231,33 @@ class JobTable:
 
     def _adopt(self, connection: Any, parent: Job, child: NewJob, step_schema: int, max_attempts: int) -> Job:
         """An unfinished job of the same scope that asks for the same is the child; else a new one queues behind."""
-        for rival in _rows(connection, f"scope = ? AND {_UNFINISHED}", [child.scope]):
-            if rival.kind == child.kind and _json(rival.spec) == _json(child.spec):
+        for rival in job_rows(connection, f"scope = ? AND {UNFINISHED}", [child.scope], "ORDER BY created_at, job_id"):
+            if _asks_the_same(rival, child):
                 return rival
-        job_id = child.job_id or child_id(parent.job_id, child.kind, child.scope)
-        new = NewJob(child.kind, child.scope, child.spec, child.request_id, job_id, child.trigger)
-        return self._insert(connection, new, step_schema, max_attempts, parent_id=parent.job_id)
+        new = replace(child, job_id=child.job_id or child_id(parent.job_id, child.kind, child.scope))
+        job = self._insert(connection, new, step_schema, max_attempts, parent_id=parent.job_id)
+        self._remember_request(connection, new, job)
+        return job
 
     def retry_later(self, job: Job, error: str, cure: str, delay_s: float, change: StepChange) -> Job:
-        with self._store.transaction() as connection:
-            self._still_ours(connection, job)
-            self._apply(connection, job, change)
-            due = stored(self._clock.now() + timedelta(seconds=delay_s))
-            self._move(connection, job, "retry_later", {"error": error, "cure": cure, "not_before": due}, detail=error)
-            return _rows(connection, "job_id = ?", [job.job_id])[0]
+        """The job waits `delay_s`; one that was asked to cancel meanwhile is CANCELLED instead. Raises Fenced."""
+        due = stored(self._clock.now() + timedelta(seconds=delay_s))
+        return self._let_go(job, change, "retry_later", {"error": error, "cure": cure, "not_before": due}, error)
 
     def give_back(self, job: Job, why: str, change: StepChange) -> Job:
-        """An interruption is no failure: the attempt is returned and nothing is recorded as an error."""
+        """An interruption is no failure: the attempt is returned and nothing is recorded as an error.
+
+        A job that was asked to cancel meanwhile is CANCELLED instead. Raises Fenced.
+        """
+        return self._let_go(job, change, "give_back", {"attempts": job.attempts - 1}, why)
+
+    def _let_go(self, job: Job, change: StepChange, edge: str, fields: Mapping[str, Any], detail: str) -> Job:
         with self._store.transaction() as connection:
-            self._still_ours(connection, job)
+            cancel = self._still_ours(connection, job)
             self._apply(connection, job, change)
-            self._move(connection, job, "give_back", {"attempts": job.attempts - 1}, detail=why)
-            return _rows(connection, "job_id = ?", [job.job_id])[0]
+            if cancel:
+                return self._move(connection, job, "stop", {"outcome": "cancelled"}, detail=f"on request, at: {detail}")
+            return self._move(connection, job, edge, fields, detail=detail)
 
     def fail(
         self, job: Job, error: str, cure: str, exit_status: int, change: StepChange, *, needs_operator: bool
@@ -259,15 +266,13 @@ class JobTable:
             self._still_ours(connection, job)
             self._apply(connection, job, change)
             fields = {"error": error, "cure": cure, "exit_status": exit_status, "needs_operator": needs_operator}
-            self._move(connection, job, "fail", {**fields, "outcome": "failed"}, detail=error)
-            return _rows(connection, "job_id = ?", [job.job_id])[0]
+            return self._move(connection, job, "fail", {**fields, "outcome": "failed"}, detail=error)
 
     def stop(self, job: Job, change: StepChange) -> Job:
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
             self._apply(connection, job, change)
-            self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="on request")
-            return _rows(connection, "job_id = ?", [job.job_id])[0]
+            return self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="on request")
 
     # -- the operator's edges ---------------------------------------------------------------------------------------
 
@@ -278,10 +283,9 @@ class JobTable:
             if job.ended:
                 raise UsageError(f"job {job.short_id} has already ended: {job.state}", cure="servicectl jobs list")
             if job.state is State.PENDING:
-                self._move(connection, job, "cancel", {"outcome": "cancelled"}, detail="by the operator")
-            else:
-                connection.execute("UPDATE jobs SET cancel_requested = true WHERE job_id = ?", [job_id])
-            return _rows(connection, "job_id = ?", [job_id])[0]
+                return self._move(connection, job, "cancel", {"outcome": "cancelled"}, detail="by the operator")
+            connection.execute("UPDATE jobs SET cancel_requested = true WHERE job_id = ?", [job_id])
+            return replace(job, cancel_requested=True)
 
     def retry(self, job_id: str) -> Job:
         """Make a failed or cancelled job runnable again with a fresh budget; finished steps stay finished."""
@@ -289,7 +293,7 @@ class JobTable:
             job = self._known(connection, job_id)
             if job.state not in (State.FAILED, State.CANCELLED):
                 raise UsageError(f"job {job.short_id} is {job.state}; only a failed or cancelled one can be retried")
-            rivals = _rows(connection, f"scope = ? AND {_UNFINISHED}", [job.scope])
+            rivals = job_rows(connection, f"scope = ? AND {UNFINISHED}", [job.scope])
             if rivals:
                 raise Busy(
                     f"{job.scope} has an unfinished job {rivals[0].short_id}", cure="let it end or cancel it first"
@@ -298,31 +302,28 @@ class JobTable:
                 "attempts": 0, "not_before": stored(self._clock.now()), "cancel_requested": False, "needs_operator": False,
                 "error": None, "cure": None, "outcome": None, "exit_status": None, "finished_at": None,
             }  # fmt: skip
-            self._move(
-                connection, job, "retry" if job.state is State.FAILED else "reopen", fields, detail="by the operator"
-            )
-            return _rows(connection, "job_id = ?", [job_id])[0]
+            edge = "retry" if job.state is State.FAILED else "reopen"
+            return self._move(connection, job, edge, fields, detail="by the operator")
 
     def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
-        """Delete ended jobs that ended before a moment, with their steps and events; returns their ids."""
+        """Delete jobs that ended before a moment, with their steps, events and request ids; returns their ids."""
         with self._store.transaction() as connection:
-            old = [job.job_id for job in _rows(connection, f"NOT {_UNFINISHED} AND finished_at < ?", [stored(before)])]
+            old = [
+                job.job_id for job in job_rows(connection, f"NOT {UNFINISHED} AND finished_at < ?", [stored(before)])
+            ]
             if old and not dry_run:
-                for table in ("events", "steps", "jobs"):
+                for table in ("events", "steps", "requests", "jobs"):
                     connection.execute(f"DELETE FROM {table} WHERE list_contains(?::UUID[], job_id)", [old])
         return old
 
     # -- beneath --------------------------------------------------------------------------------------------------
 
     def _known(self, connection: Any, job_id: str) -> Job:
-        found = _rows(connection, "job_id = ?", [job_id])
-        if not found:
-            raise UsageError(f"there is no job {job_id}", cure="servicectl jobs list --all")
-        return found[0]
+        return the_one(job_id, job_rows(connection, BY_ID, [job_id]))
 
     def _select(self, where: str, values: Sequence[Any], tail: str = "") -> list[Job]:
         with self._store.reading() as connection:
-            return [] if connection is None else _rows(connection, where, values, tail)
+            return [] if connection is None else job_rows(connection, where, values, tail)
 
     def _still_ours(self, connection: Any, job: Job) -> bool:
         row = connection.execute(
@@ -333,7 +334,7 @@ class JobTable:
             raise Fenced(f"job {job.short_id} was taken over by a later run")
         return bool(row[0])
 
-    def _move(self, connection: Any, job: Job, edge: str, fields: Mapping[str, Any], *, detail: str) -> None:
+    def _move(self, connection: Any, job: Job, edge: str, fields: Mapping[str, Any], *, detail: str) -> Job:
         from_state, to_state, _ = EDGES[edge]
         now = stored(self._clock.now())
         assigned: dict[str, Any] = {"state": to_state.value, "updated_at": now}
@@ -348,6 +349,7 @@ class JobTable:
         if len(moved) != 1:
             raise Fenced(f"job {job.short_id} is no longer {from_state} in epoch {job.epoch}")
         self._event(connection, job.job_id, int(assigned.get("epoch", job.epoch)), edge, detail)
+        return job_rows(connection, BY_ID, [job.job_id])[0]
 
     def _event(self, connection: Any, job_id: str, epoch: int, edge: str, detail: str) -> None:
         from_state, to_state, _ = EDGES[edge]
@@ -371,9 +373,9 @@ class JobTable:
                 raise StoreError(
                     f"step {ended[0]!r} of job {job.short_id} is not running; was the table edited by hand?"
                 )
-        if change.stale_after is not None:
+        if change.stale_from is not None:
             connection.execute(
-                "UPDATE steps SET state = 'STALE' WHERE job_id = ? AND seq >= ?", [job.job_id, change.stale_after]
+                "UPDATE steps SET state = 'STALE' WHERE job_id = ? AND seq >= ?", [job.job_id, change.stale_from]
             )
         if change.begin is not None:
             self._begin(connection, job, change.begin, now)
@@ -390,40 +392,3 @@ class JobTable:
                 " SELECT ?, (SELECT coalesce(max(seq), 0) + 1 FROM steps WHERE job_id = ?), ?, 'RUNNING', ?, 1, ?",
                 [job.job_id, job.job_id, name, job.epoch, now],
             )
-
-
-def _rows(connection: Any, where: str, values: Sequence[Any], tail: str = "") -> list[Job]:
-    rows = connection.execute(f"SELECT {_COLUMNS} FROM jobs WHERE {where} {tail}", list(values)).fetchall()
-    return [_job(row) for row in rows]
-
-
-def _job(row: Sequence[Any]) -> Job:
-    values = dict(zip(Job.__dataclass_fields__, row, strict=True))
-    try:
-        values["state"] = State(values["state"])
-        for column in ("spec", "owner", "result"):
-            values[column] = None if values[column] is None else msgspec.json.decode(values[column])
-    except (ValueError, msgspec.DecodeError) as error:
-        raise StoreError(
-            f"job {row[0]} holds a value this program cannot read ({error}); was the table edited by hand?",
-            cure="restore the row from a backup of the state folder",
-        ) from None
-    return Job(**values)
-
-
-def _steps(connection: Any, job_id: str) -> list[Step]:
-    rows = connection.execute(
-        "SELECT seq, name, state, epoch, attempts, started_at, finished_at, output, error FROM steps"
-        " WHERE job_id = ? ORDER BY seq",
-        [job_id],
-    ).fetchall()
-    names = list(Step.__dataclass_fields__)
-    return [Step(**dict(zip(names, (*row[:7], _decoded(row[7]), row[8]), strict=True))) for row in rows]
-
-
-def _decoded(text: str | None) -> Any:
-    return None if text is None else msgspec.json.decode(text)
-
-
-def _json(value: Any) -> str:
-    return msgspec.json.encode(value, order="sorted").decode()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from servicectl.training.frame import Rows, moment
+from servicectl.training.frame import Rows, absent, label_text, moment
 from servicectl.training.spec import TrainingSpec
 
 SCHEMA = 1
@@ -46,13 +46,6 @@ def baseline(rows: Rows, spec: TrainingSpec, label_codes: dict[str, int] | None)
         },
         "label": _numeric(rows.labels) if spec.task == "regression" else _classes(rows.labels, label_codes),
     }
-
-
-def label_text(label: object) -> str:
-    """One label as text: whole numbers without a point, so that 1.0 from a DOUBLE column reads "1"."""
-    if isinstance(label, float) and label.is_integer():
-        return str(int(label))
-    return str(label)
 
 
 def _numeric(column: NDArray[Any]) -> dict[str, Any]:
@@ -80,14 +73,14 @@ def _numeric(column: NDArray[Any]) -> dict[str, Any]:
 
 
 def _categorical(column: NDArray[Any]) -> dict[str, Any]:
-    absent = np.isnan(column) if column.dtype == np.float64 else np.equal(column, None)
-    values, counts = np.unique(column[~absent], return_counts=True)
+    missing = absent(column)
+    values, counts = np.unique(column[~missing], return_counts=True)
     ordered = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], str(pair[0])))
     listed = ordered[:_LISTED_VALUES]
     return {
         "kind": "categorical",
         "count": int(counts.sum()),
-        "nulls": int(absent.sum()),
+        "nulls": int(missing.sum()),
         "distinct": len(ordered),
         "values": {label_text(value): count for value, count in listed},
         "other": sum(count for _, count in ordered[_LISTED_VALUES:]),

@@ -36,6 +36,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     threads: int = 1
     memory_mb: int | None = None
     timeout_s: float | None = None
+    memory_key: str = "training.memory_mb"  # what to call the limit, and where it is set
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -47,8 +48,8 @@ class Failure(Struct, frozen=True, kw_only=True):
     trace: str = ""
 
 
-class Answer(Struct, frozen=True, kw_only=True):
-    result: msgspec.Raw | None = None
+class Answer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    result: msgspec.Raw = msgspec.Raw()
     failure: Failure | None = None
 
 
@@ -96,11 +97,10 @@ def run(
                 pipe.close()
     try:
         answer = msgspec.json.decode(output, type=Answer)
-    except msgspec.DecodeError:
+    except msgspec.MsgspecError:
         raise _died(what, child.returncode, limits, complaints) from None
     if answer.failure is not None:
         raise _raised(answer.failure)
-    assert answer.result is not None
     return msgspec.json.decode(answer.result, type=result_type)
 
 
@@ -134,7 +134,7 @@ def _died(what: str, status: int, limits: Limits, complaints: bytes) -> Servicec
     died_of = signal.Signals(-status) if status < 0 else None
     if limits.memory_mb and (died_of in _CRASHES or "bad_alloc" in said or "allocat" in said):
         name = died_of.name if died_of else f"exit status {status}"
-        return out_of_memory(what, limits.memory_mb, f"it died by {name}{said}")
+        return out_of_memory(what, limits.memory_mb, f"it died by {name}{said}", limits.memory_key)
     if died_of is signal.SIGKILL:
         return TryAgain(
             f"{what} was killed (SIGKILL), most likely because the machine or its unit ran out of memory",
@@ -144,8 +144,8 @@ def _died(what: str, status: int, limits: Limits, complaints: bytes) -> Servicec
     return ServicectlError(f"{what} {ended} without an answer{said}", cure="run it again with -v")
 
 
-def out_of_memory(what: str, memory_mb: int, detail: str) -> ServicectlError:
+def out_of_memory(what: str, memory_mb: int, detail: str, key: str = "training.memory_mb") -> ServicectlError:
     return ServicectlError(
-        f"{what} needs more memory than training.memory_mb = {memory_mb} allows ({detail})",
-        cure="raise training.memory_mb, or train on fewer rows with training.max_rows",
+        f"{what} needs more memory than {key} = {memory_mb} (MiB) allows ({detail})",
+        cure="raise training.memory_mb, or use fewer rows with training.max_rows, or a smaller estimator",
     )

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from servicectl.errors import BadData, ConfigError
 from servicectl.files import sha256_of, write_atomically
-from servicectl.training.baseline import baseline, label_text
-from servicectl.training.frame import Rows, moment, read, split
+from servicectl.training.baseline import baseline
+from servicectl.training.frame import Rows, label_text, moment, read, split
 from servicectl.training.spec import ProductFile, Trained, TrainingSpec
 
 if TYPE_CHECKING:
@@ -112,12 +112,16 @@ def _pipeline(rows: Rows, spec: TrainingSpec) -> Any:
     branches = [
         (
             "numeric",
-            Pipeline([("impute", SimpleImputer(strategy="median", keep_empty_features=True)), ("scale", StandardScaler())]),
+            Pipeline(
+                [("impute", SimpleImputer(strategy="median", keep_empty_features=True)), ("scale", StandardScaler())]
+            ),
             numeric,
         ),
         (
             "coded",
-            Pipeline([("impute", SimpleImputer(strategy="most_frequent", keep_empty_features=True)), ("encode", encoder())]),
+            Pipeline(
+                [("impute", SimpleImputer(strategy="most_frequent", keep_empty_features=True)), ("encode", encoder())]
+            ),
             coded,
         ),
         (
@@ -164,7 +168,8 @@ def _estimator(spec: TrainingSpec) -> Any:
     fits = is_classifier(estimator) if spec.task == "classification" else is_regressor(estimator)
     if not fits:
         raise ConfigError(
-            f"{key}: {path} does not do {spec.task}", cure=f"name another estimator, or correct models.{spec.model_id}.task"
+            f"{key}: {path} does not do {spec.task}",
+            cure=f"name another estimator, or correct models.{spec.model_id}.task",
         )
     return estimator
 

@@ -108,9 +108,7 @@ def check(
 
     `libraries` are those that Service B has beyond scikit-learn's own. Raises NotServable, or IntegrityError.
     """
-    request = CheckRequest(
-        spec=spec, snapshot=str(snapshot), model=model, max_mb=max_mb, libraries=tuple(libraries)
-    )
+    request = CheckRequest(spec=spec, snapshot=str(snapshot), model=model, max_mb=max_mb, libraries=tuple(libraries))
     return child.run("check", request, Servability, what=_what("checking", spec), limits=_limits(spec))
 
 

@@ -18,7 +18,7 @@ from servicectl.sql import identifier, literal
 from servicectl.training.spec import SnapshotFacts, TrainingSpec, aware
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas as pd
 
     from servicectl.training.floor import DescribeRequest
 
@@ -50,13 +50,13 @@ class Rows:
             {name: column[chosen] for name, column in self.features.items()},
         )
 
-    def frame(self) -> pandas.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """The features by name; text as plain objects with NaN for absent, whatever pandas would prefer."""
         import pandas as pd
 
         columns = {}
         for name, column in self.features.items():
-            values = np.where(np.equal(column, None), np.nan, column) if column.dtype == object else column
+            values = np.where(absent(column), np.nan, column) if column.dtype == object else column
             columns[name] = pd.Series(values, dtype=values.dtype)
         return pd.DataFrame(columns)
 
@@ -86,6 +86,20 @@ def split(rows: Rows, spec: TrainingSpec) -> Split:
             cure="use more rows, a shorter training.embargo or a smaller training.heldout_fraction",
         )
     return Split(rows.part(slice(0, trained)), rows.part(slice(held, None)))
+
+
+def absent(column: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which values of a feature are not there: NaN among numbers, None among text."""
+    if column.dtype == object:
+        return np.array([value is None for value in column.tolist()], dtype=np.bool_)
+    return np.isnan(column)
+
+
+def label_text(label: object) -> str:
+    """One label as text: whole numbers without a point, so that 1.0 from a DOUBLE column reads "1"."""
+    if isinstance(label, float) and label.is_integer():
+        return str(int(label))
+    return str(label)
 
 
 def moment(time: np.datetime64) -> datetime:
@@ -149,7 +163,7 @@ def describe(request: DescribeRequest) -> SnapshotFacts:
         for name in spec.categorical:
             if types[name] == "VARCHAR":
                 as_served(_categories(connection, table, name, spec), name, spec.model_id)
-        shares = _class_shares(connection, table, spec) if spec.task == "classification" else None
+        shares = _class_shares(connection, table, types[spec.label], spec) if spec.task == "classification" else None
     return SnapshotFacts(
         rows=rows,
         bytes=path.stat().st_size,
@@ -258,9 +272,7 @@ def _plain(column: Any) -> NDArray[Any]:
     return text
 
 
-def _categories(
-    connection: duckdb.DuckDBPyConnection, table: str, name: str, spec: TrainingSpec
-) -> NDArray[Any]:
+def _categories(connection: duckdb.DuckDBPyConnection, table: str, name: str, spec: TrainingSpec) -> NDArray[Any]:
     column = identifier(name)
     found = connection.execute(
         f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT {literal(_MOST_CATEGORIES + 1)}"
@@ -273,18 +285,19 @@ def _categories(
     return np.array([value for (value,) in found], dtype=object)
 
 
-def _class_shares(connection: duckdb.DuckDBPyConnection, table: str, spec: TrainingSpec) -> dict[str, float]:
-    label = identifier(spec.label)
+def _class_shares(connection: duckdb.DuckDBPyConnection, table: str, kind: str, spec: TrainingSpec) -> dict[str, float]:
+    label = _cast(kind, spec.label)
     found = connection.execute(
-        f"SELECT CAST({label} AS VARCHAR), count(*) FROM {table} WHERE {label} IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        f"SELECT {label}, count(*) FROM {table} WHERE {identifier(spec.label)} IS NOT NULL GROUP BY ALL ORDER BY ALL"
     ).fetchall()
     if len(found) == 1:
         raise BadData(
-            f"{spec.model_id}: every row of the snapshot has the label {found[0][0]!r}; one class cannot be told apart",
+            f"{spec.model_id}: every row of the snapshot has the label {label_text(found[0][0])!r};"
+            " one class cannot be told apart",
             cure=f"widen models.{spec.model_id}.window, or correct its label",
         )
     total = sum(count for _, count in found)
-    return {value: count / total for value, count in found}
+    return {label_text(value): count / total for value, count in found}
 
 
 def _no_rows(spec: TrainingSpec) -> BadData:

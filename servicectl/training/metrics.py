@@ -23,7 +23,7 @@ Mask = NDArray[np.bool_]
 LOWER_IS_BETTER = frozenset({"mae", "rmse", "log_loss"})
 
 
-class Unusable(Exception):  # noqa: N818 -- a finding about a model, turned into a verdict, not an error of ours
+class Unusable(Exception):
     """A model that cannot be measured on these rows; the text says why."""
 
 
@@ -74,7 +74,9 @@ def _classified(model: Any, frame: Any, raw: NDArray[Any], rows: Rows) -> Output
     known = getattr(model, "classes_", None)
     if known is None:
         return Outputs(model, frame, truth, predicted, rows.labels)
-    known_labels = np.asarray(known, dtype=np.float64) if classes is None else _labels([classes[int(c)] for c in known], rows)
+    known_labels = (
+        np.asarray(known, dtype=np.float64) if classes is None else _labels([classes[int(c)] for c in known], rows)
+    )
     column = {label: number for number, label in enumerate(known_labels.tolist())}
     position = np.array([column.get(label, -1) for label in rows.labels.tolist()])
     own_truth = np.where(position >= 0, np.asarray(known)[position], -1)
@@ -87,9 +89,7 @@ def _classified(model: Any, frame: Any, raw: NDArray[Any], rows: Rows) -> Output
     elif (decision := _asked(model, "decision_function", frame)) is not None and decision.ndim == 1:
         positive_score = decision
     binary = len(vocabulary) == 2 and len(column) == 2 and all(label in column for label in vocabulary.tolist())
-    return Outputs(
-        model, frame, truth, predicted, own_truth, truth_probability, positive_score if binary else None
-    )
+    return Outputs(model, frame, truth, predicted, own_truth, truth_probability, positive_score if binary else None)
 
 
 def _labels(values: list[Any], rows: Rows) -> NDArray[Any]:

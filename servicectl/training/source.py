@@ -28,7 +28,9 @@ def snapshot_query(spec: TrainingSpec, source: Source) -> str:
     time = identifier(spec.time_column)
     body = f"WITH {rows}, in_time AS (SELECT * FROM labelled{_window(spec, time)})"
     # All columns order the rows, so that duplicates of one entity and time come out alike on every run.
-    order = ", ".join(identifier(column) for column in [spec.time_column, spec.entity_column, spec.label, *spec.features])
+    order = ", ".join(
+        identifier(column) for column in [spec.time_column, spec.entity_column, spec.label, *spec.features]
+    )
     return f"{body} SELECT {listed} FROM {_limited(spec)} ORDER BY {order}"
 
 
@@ -62,7 +64,8 @@ def _long(spec: TrainingSpec, source: Source) -> str:
     )
     columns = [(f"c{number}", name) for number, name in enumerate((spec.label, *spec.features))]
     pivot = ", ".join(
-        f"arg_max(value, recorded) FILTER (WHERE feature_name = {literal(name)}) AS {column}" for column, name in columns
+        f"arg_max(value, recorded) FILTER (WHERE feature_name = {literal(name)}) AS {column}"
+        for column, name in columns
     )
     pivoted = f"pivoted AS (SELECT entity, moment, {pivot} FROM observed GROUP BY entity, moment)"
     known = ", ".join(

@@ -76,7 +76,9 @@ def _answered(work: Callable[[Any], object], request: object, what: str, memory_
             return child.encoded_failure(child.out_of_memory(what, memory_mb, str(error).splitlines()[0]))
         words = f"{what} failed: {type(error).__name__}: {error}"
         return msgspec.json.encode(
-            child.Answer(failure=child.Failure(kind="ServicectlError", message=words, cure="run it with -vv", trace=trace))
+            child.Answer(
+                failure=child.Failure(kind="ServicectlError", message=words, cure="run it with -vv", trace=trace)
+            )
         )
 
 

@@ -31,13 +31,17 @@ def open_store(url: str, connection_string: str | None) -> ArtifactStore:
     if scheme == "azure":
         container = rest.removesuffix("/")
         if not _CONTAINER.fullmatch(container):
-            raise ConfigError(f"{container!r} cannot be an Azure container's name", cure="write azure://container")
+            raise ConfigError(
+                "the part after azure:// cannot be a container's name (3 to 63 of a-z, 0-9 and single dashes)",
+                cure="write azure://container; keys and addresses go into the connection string",
+            )
         from servicectl.estate.artifacts import azure
 
         if connection_string:
             return azure.from_connection_string(connection_string, container)
         return azure.from_default_credential(os.environ.get("AZURE_STORAGE_ACCOUNT_URL"), container)
+    # The url is not repeated: a connection string pasted in its place would be shown.
     raise ConfigError(
-        f"the artifact store {scheme!r} is unknown",
+        "the artifact store's url begins neither with file:// nor with azure://",
         cure="set [artifacts] url to file:///folder or azure://container",
     )

@@ -40,12 +40,24 @@ def checked_name(name: str) -> str:
 
     Refused: absolute names, empty or hidden segments, "..", a trailing dot (containers drop it), control characters.
     """
+    if not is_name(name):
+        raise ArtifactStoreError(f"{name!r} is not a name inside the artifact store")
+    return name
+
+
+def is_name(name: str) -> bool:
+    """Whether a blob found in a store has a name that servicectl works with."""
     segments = name.split("/")
     bad = any(not segment or segment[0] == "." or segment[-1] == "." for segment in segments)
     too_long = len(name) > _LONGEST_NAME or any(len(segment.encode()) > _LONGEST_SEGMENT for segment in segments)
-    if bad or too_long or _CONTROL.search(name):
-        raise ArtifactStoreError(f"{name!r} is not a name inside the artifact store")
-    return name
+    return not bad and not too_long and not _CONTROL.search(name)
+
+
+def checked_prefix(prefix: str) -> str:
+    """A folder to list; unlike checked_location() it must come with its slash. Raises ArtifactStoreError."""
+    if not prefix.endswith("/"):
+        raise ArtifactStoreError(f"{prefix!r} is not a folder of the artifact store: no trailing /")
+    return checked_location(prefix)
 
 
 def production(location: str, model_id: str, ext: str) -> str:

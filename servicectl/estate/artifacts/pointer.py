@@ -38,12 +38,16 @@ class Pointer:
 
 
 def encode(pointer: Pointer, baseline: dict[str, Any]) -> bytes:
-    """The content of the pointer blob; equal arguments give equal bytes. Raises BadData for NaN in the baseline."""
+    """The content of the pointer blob; equal arguments give equal bytes.
+
+    Raises BadData for what decode() would refuse, such as NaN in the baseline or a time without a zone.
+    """
     fields = asdict(pointer) | {"format": FORMAT, "published_at": pointer.published_at.isoformat()}
     try:
+        msgspec.convert(fields, Pointer)
         text = json.dumps({"servicectl": fields, "baseline": baseline}, allow_nan=False, sort_keys=True)
-    except ValueError as error:
-        raise BadData(f"the baseline of {pointer.model_id} {pointer.version} is not plain JSON: {error}") from None
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BadData(f"the pointer of {pointer.model_id} {pointer.version} cannot be written: {error}") from None
     return text.encode()
 
 

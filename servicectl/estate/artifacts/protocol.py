@@ -182,8 +182,9 @@ def arriving(to: Path) -> Iterator[BinaryIO]:
     temporary: Path | None = None
     try:
         descriptor, created = tempfile.mkstemp(prefix=f".{to.name}.", suffix=".tmp", dir=to.parent)
+        os.close(descriptor)
         temporary = Path(created)
-        with os.fdopen(descriptor, "w+b") as file:
+        with temporary.open("r+b") as file:
             yield file
             file.flush()
             os.fchmod(file.fileno(), 0o640)

@@ -1,0 +1,62 @@
+"""The entry point: the only place where an error becomes a message and an exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from servicectl.errors import ExitStatus, ServicectlError
+
+_GLOBAL_FLAGS = {"--json", "-q", "--quiet", "-v", "--verbose"}
+_GLOBAL_OPTIONS = {"--config"}
+
+
+def main() -> None:
+    arguments = hoisted(sys.argv[1:])
+    try:
+        from servicectl.cli.app import app
+
+        app(arguments, prog_name="servicectl")
+    except ServicectlError as error:
+        tell(error, as_json="--json" in arguments)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(ExitStatus.OK)
+
+
+def hoisted(arguments: Sequence[str]) -> list[str]:
+    """Global options may stand anywhere: `servicectl jobs list --json` is `servicectl --json jobs list`."""
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in _GLOBAL_FLAGS or word.startswith("--config="):
+            front.append(word)
+        elif word in _GLOBAL_OPTIONS:
+            front += [word, *([value] if (value := next(words, None)) is not None else [])]
+        else:
+            rest.append(word)
+    return front + rest
+
+
+def tell(error: ServicectlError, *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        told = {"error": error.message, "cure": error.cure, "exit_status": int(error.exit_status)}
+        print(json.dumps(told), file=sys.stderr)
+        return
+    from servicectl import log
+
+    log.error(f"servicectl: {error.message}")
+    if error.cure:
+        log.error(f"  next: {error.cure}")
+
+
+if __name__ == "__main__":
+    main()

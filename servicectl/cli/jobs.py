@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from servicectl.cli.common import epilog, lines, session
+from servicectl.config import Config
+
+app = typer.Typer(
+    help="Durable work: what ran, what is under way, what died and can be carried on.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its last characters.")]
+
+
+@app.command(
+    "list",
+    help="Jobs, newest first. INTERRUPTED: the process died; `jobs resume` carries it on.",
+    epilog=epilog("servicectl jobs list --unfinished"),
+)
+def list_jobs(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 25,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Only what waits, runs or was interrupted.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="No limit.")] = False,
+) -> None:
+    from servicectl.cli import job_views
+
+    at = session(context)
+    runner = at.world.runner
+    found = runner.table.newest(limit=1_000_000 if every else limit, unfinished_only=unfinished)
+    shown = [job_views.view(job, interrupted=runner.is_interrupted(job)) for job in found]
+    at.end({"jobs": shown}, lambda: job_views.print_list(at.console, shown, at.world.clock.now()))
+
+
+@app.command(
+    "show",
+    help="One job: its steps, attempts, events, who ran it, why it failed and what to type.",
+    epilog=epilog("servicectl jobs show 1f3a09bc"),
+)
+def show(context: typer.Context, job: JobId) -> None:
+    from servicectl.cli import job_views
+
+    at = session(context)
+    runner = at.world.runner
+    found = runner.table.find(job)
+    detail = job_views.detail(
+        found,
+        runner.table.steps(found.job_id),
+        runner.table.events(found.job_id),
+        runner.table.children(found.job_id),
+        interrupted=runner.is_interrupted(found),
+    )
+    at.end(detail, lambda: job_views.print_detail(at.console, detail, at.world.clock.now()))
+
+
+@app.command(
+    "resume",
+    help="Carry on every interrupted or due job, or the named one. The resume timer runs this every five minutes.",
+    epilog=epilog("servicectl jobs resume", (3, "something could not be measured or judged")),
+)
+def resume(
+    context: typer.Context,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="A job's id; default: all that is due.")] = None,
+) -> None:
+    from servicectl.cli.outcome import end_with
+
+    at = session(context)
+    runner = at.world.runner
+    with at.working("resume"):
+        ran = runner.resume() if job is None else runner.run_with_children(runner.table.find(job).job_id)
+    end_with(at, ran)
+
+
+@app.command(
+    "cancel",
+    help="Stop a job: a waiting one at once, a running one at its next safe place (its process is asked by SIGTERM).",
+    epilog=epilog("servicectl jobs cancel 1f3a09bc"),
+)
+def cancel(context: typer.Context, job: JobId) -> None:
+    from servicectl.actions.cancel import cancel as action
+
+    at = session(context)
+    said = action(at.world.runner, at.world.runner.table.find(job))
+    at.end({"job_id": said.job.job_id, "state": said.job.state.value, "says": said.says}, lines([said.says]))
+
+
+@app.command(
+    "retry",
+    help="Make a failed or cancelled job runnable again and run it; finished steps stay finished.",
+    epilog=epilog("servicectl jobs retry 1f3a09bc", (3, "something could not be measured or judged")),
+)
+def retry(
+    context: typer.Context,
+    job: JobId,
+    queue_only: Annotated[bool, typer.Option("--queue-only", help="Leave it to `jobs resume`.")] = False,
+) -> None:
+    from servicectl.cli.outcome import end_with
+
+    at = session(context)
+    runner = at.world.runner
+    reopened = runner.table.retry(runner.table.find(job).job_id)
+    if queue_only:
+        at.end({"job_id": reopened.job_id, "state": reopened.state.value}, lines([f"job {reopened.short_id} waits"]))
+    with at.working("retry"):
+        ran = runner.run_with_children(reopened.job_id)
+    end_with(at, ran)
+
+
+@app.command(
+    "prune",
+    help="Delete ended jobs and their work files older than --days (default: [jobs] keep_days).",
+    epilog=epilog("servicectl jobs prune --days 90 --dry-run"),
+)
+def prune(
+    context: typer.Context,
+    days: Annotated[int | None, typer.Option(min=0, help="Keep this many days.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+) -> None:
+    at = session(context)
+    before = at.world.clock.now() - timedelta(days=_days(at.world.config, days))
+    gone = at.world.runner.prune(before, dry_run=dry_run)
+    verb = "would delete" if dry_run else "deleted"
+    at.end({"pruned": gone, "dry_run": dry_run}, lines([f"{verb} {len(gone)} job(s)"]))
+
+
+@app.command(
+    "watch",
+    help="Follow a job until it ends: in place on a terminal, one line per event in a pipe. Ends in the job's status.",
+    epilog=epilog("servicectl jobs watch 1f3a09bc"),
+)
+def watch(context: typer.Context, job: JobId) -> None:
+    from servicectl.cli.job_watch import follow
+
+    at = session(context)
+    follow(at, at.world.runner.table.find(job).job_id)
+
+
+def _days(config: Config, days: int | None) -> int:
+    return config.jobs.keep_days if days is None else days

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from servicectl.cli.common import epilog, session
+
+HELP = """Put every production model into Redis, as the artifact store's pointers say.
+
+First finishes publishes that were interrupted. Each model is verified by digest; one that cannot be verified never
+keeps the others from being served. Names are withdrawn only on positive evidence (a deprecated row)."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("sync-production", help=HELP, epilog=epilog("servicectl sync-production"))(sync_production)
+
+
+def sync_production(
+    context: typer.Context,
+    allow_remove: Annotated[
+        bool, typer.Option(help="Also withdraw names that have no row at all, down to none.")
+    ] = False,
+) -> None:
+    from servicectl.actions import sync_production as action
+    from servicectl.cli.outcome import end_with
+
+    at = session(context)
+    with at.working("sync-production"):
+        ran = action.start(at.world, allow_remove=allow_remove)
+    end_with(at, ran)

@@ -1,0 +1,170 @@
+"""Can Service B serve this model, and will its numbers be ours? Shown before anything is published.
+
+Service B unpickles with its own libraries and no servicectl, makes a one-row frame of each request with its columns
+in any order, reads numbers from text and takes `float(predict(frame)[0])`. The check does the same in an isolated
+process (see `probe` and, for what isolation holds, `confine`).
+"""
+
+from __future__ import annotations
+
+import pickletools
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
+
+from servicectl.errors import IntegrityError, ServicectlError, TryAgain
+from servicectl.training import child
+from servicectl.training.child import Limits
+from servicectl.training.spec import CanaryRow, ProductFile, Servability, TrainingSpec, verified
+
+if TYPE_CHECKING:
+    from servicectl.training.floor import CheckRequest
+
+_CANARY_ROWS = 24
+_TIME_LIMIT_S = 120.0
+_MEMORY_BASE_MB = 1024
+_MEMORY_PER_MODEL_MB = 8  # a pickle unfolds, and is held as bytes meanwhile
+_WITH_SCIKIT_LEARN = frozenset({"sklearn", "numpy", "scipy", "pandas", "joblib"})
+# No estimator needs these; a pickle that names one wants to run something.
+_NEVER = frozenset(
+    {"asyncio", "code", "ctypes", "importlib", "multiprocessing", "nt", "os", "pickle", "posix", "pty", "runpy"}
+    | {"shutil", "signal", "socket", "subprocess", "sys", "tempfile", "threading", "webbrowser"}
+)
+_TEXT_OPCODES = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
+
+
+class NotServable(ServicectlError):
+    """A model that Service B could not load, or would answer other numbers with."""
+
+
+class ProbeRequest(Struct, frozen=True, kw_only=True):
+    """What the isolated process is told. `requests` are rows in `features` order; `orders` shuffles each."""
+
+    path: str
+    sha256: str
+    classification: bool
+    features: tuple[str, ...]
+    rows: list[list[float | str | None]]
+    orders: list[list[int]]
+    roots: list[str]
+
+
+class ProbeResult(Struct, frozen=True, kw_only=True):
+    predictions: list[float]
+    confinement: tuple[str, ...]
+
+
+def modules_needed(pickled: bytes) -> set[str]:
+    """Every module that a pickle names, read from its opcodes without running it."""
+    modules: set[str] = set()
+    strings: list[str] = []
+    memo: dict[int, str | None] = {}
+    previous: str | None = None  # the text that the last opcode pushed, if it was one
+    for opcode, argument, _ in pickletools.genops(pickled):
+        pushed: str | None = None
+        if opcode.name in _TEXT_OPCODES:
+            pushed = str(argument)
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = previous
+        elif opcode.name in {"BINPUT", "LONG_BINPUT", "PUT"}:
+            memo[int(argument)] = previous
+        elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
+            pushed = memo.get(int(argument))
+        elif opcode.name in {"GLOBAL", "INST"}:
+            modules.add(str(argument).split(" ")[0])
+        elif opcode.name == "STACK_GLOBAL":
+            # A pickle that hides the name from this reading is still met by the probe's own unpickler.
+            modules.add(strings[-2] if len(strings) > 1 else "?")
+        if pushed is not None:
+            strings.append(pushed)
+        if opcode.name not in {"MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"}:
+            previous = pushed
+    return modules
+
+
+def check(request: CheckRequest) -> Servability:
+    """The child's side of `floor.check`."""
+    spec, model = request.spec, request.model
+    size_mb = model.bytes / 1e6
+    if size_mb > request.max_mb:
+        raise NotServable(
+            f"the model of {spec.model_id} is {size_mb:.1f} MB, serving.max_mb allows {request.max_mb:g}",
+            cure="choose a smaller estimator (fewer or shallower trees), or raise serving.max_mb",
+        )
+    needed = _libraries(verified(model, "model"), request.libraries, spec)
+    rows = _canary_rows(Path(request.snapshot), spec)
+    answer = _probed(spec, model, rows, [*_WITH_SCIKIT_LEARN, *needed, *(sys.stdlib_module_names - _NEVER)], size_mb)
+    canary = tuple(
+        CanaryRow(dict(zip(spec.features, row, strict=True)), prediction)
+        for row, prediction in zip(rows, answer.predictions, strict=True)
+    )
+    return Servability(
+        canary=canary, size_mb=round(size_mb, 3), libraries_needed=needed, confinement=answer.confinement
+    )
+
+
+def _libraries(pickled: bytes, known: tuple[str, ...], spec: TrainingSpec) -> tuple[str, ...]:
+    """The libraries beyond scikit-learn's own that a model needs. Raises NotServable for one not known to be there."""
+    roots = {module.partition(".")[0] for module in modules_needed(pickled)}
+    if forbidden := sorted(roots & _NEVER):
+        raise NotServable(
+            f"the model of {spec.model_id} names {', '.join(forbidden)}, which no estimator needs; it was not opened",
+            cure="find out where this file came from",
+        )
+    needed = sorted(roots - _WITH_SCIKIT_LEARN - sys.stdlib_module_names)
+    there = {name.replace("-", "_").lower() for name in known}
+    absent = [name for name in needed if name.lower() not in there]
+    if absent:
+        raise NotServable(
+            f"the model of {spec.model_id} needs {', '.join(absent)}, which Service B is not known to have",
+            cure="add it to serving.libraries if Service B has it, or choose an estimator of scikit-learn",
+        )
+    return tuple(needed)
+
+
+def _canary_rows(snapshot: Path, spec: TrainingSpec) -> list[list[float | str | None]]:
+    from servicectl.training.frame import read, split
+
+    heldout = split(read(snapshot, spec), spec).heldout
+    count = min(_CANARY_ROWS, len(heldout))
+    picked = [number * len(heldout) // count for number in range(count)]
+    columns = [heldout.features[name] for name in spec.features]
+    return [[_value(column[number]) for column in columns] for number in picked]
+
+
+def _value(value: Any) -> float | str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return None if value != value else float(value)
+
+
+def _probed(
+    spec: TrainingSpec, model: ProductFile, rows: list[list[float | str | None]], roots: list[str], size_mb: float
+) -> ProbeResult:
+    shuffler = random.Random(spec.seed)  # noqa: S311 -- any order will do, but the same on every run
+    orders = [shuffler.sample(range(len(spec.features)), len(spec.features)) for _ in rows]
+    request = ProbeRequest(
+        path=model.path,
+        sha256=model.sha256,
+        classification=spec.task == "classification",
+        features=spec.features,
+        rows=rows,
+        orders=orders,
+        roots=sorted(roots),
+    )
+    limits = Limits(
+        memory_mb=_MEMORY_BASE_MB + int(_MEMORY_PER_MODEL_MB * size_mb),
+        timeout_s=_TIME_LIMIT_S,
+        memory_key="the limit for one check",
+    )
+    program = ("-I", str(Path(__file__).with_name("probe.py")))
+    what = f"opening the model of {spec.model_id}"
+    try:
+        return child.run("check", request, ProbeResult, what=what, limits=limits, program=program)
+    except (IntegrityError, NotServable, TryAgain):
+        raise
+    except ServicectlError as error:
+        raise NotServable(error.message, cure=error.cure) from None
