@@ -299,6 +299,8 @@ def _explained(error: Exception, path: Path) -> StoreError | Busy:
         return StoreError(f"no space left for {path}; nothing was lost", cure=f"free space: df -h {path.parent}")
     if "Read-only file system" in text or "Permission denied" in text:
         return StoreError(f"{path} cannot be written: {text}", cure=f"run as the owner of {path.parent}")
+    if "schema_info does not exist" in text:
+        return StoreError(f"{path} is no job store of servicectl", cure="move it away, or name another [state] folder")
     if any(sign in text for sign in _DAMAGE):
         return StoreError(
             f"{path} is damaged or has a foreign WAL: {text}",

@@ -50,7 +50,9 @@ def watch_production(world: World, model_id: str, candidate: Candidate) -> Tried
     rows = _rows(candidate)
     # Service B learns of the new model by an event, so its first answers may still be the old model's.
     patient = Retrying(
-        stop=stop_after_delay(world.config.serving.timeout_s), wait=wait_fixed(0.1), retry=retry_if_result(lambda seen: seen[0])
+        stop=stop_after_delay(world.config.serving.timeout_s),
+        wait=wait_fixed(0.1),
+        retry=retry_if_result(lambda seen: seen[0]),
     )
     try:
         return Tried(*patient(_compared, world, model_id, rows))

@@ -69,7 +69,9 @@ def _permissions(world: World) -> Check:
     if status.st_mode & 0o002:
         return Check("permissions", "failed", f"{folder} is writable for everybody", f"chmod o-w {folder}")
     if status.st_uid != os.getuid():
-        return Check("permissions", "warning", f"{folder} belongs to uid {status.st_uid}", "run servicectl as its owner")
+        return Check(
+            "permissions", "warning", f"{folder} belongs to uid {status.st_uid}", "run servicectl as its owner"
+        )
     return Check("permissions", "ok", f"{folder} is yours alone to write")
 
 
@@ -86,7 +88,10 @@ def _handler(world: World) -> Check:
     skew = abs(float(rows[0]["now_s"]) - world.clock.now().timestamp())
     if skew > world.config.handler.clock_skew_s:
         return Check(
-            "DuckDB handler", "failed", f"its clock differs from ours by {skew:.0f} s", "set handler.clock_skew_s, or mend the clocks"
+            "DuckDB handler",
+            "failed",
+            f"its clock differs from ours by {skew:.0f} s",
+            "set handler.clock_skew_s, or mend the clocks",
         )
     return Check("DuckDB handler", "ok", "answers")
 
@@ -100,13 +105,17 @@ def _view(world: World) -> Check:
 
 
 def _rows(world: World) -> Check:
-    wanted = sorted({feature for model in world.config.models.values() if model.source.kind == "long" for feature in model.features})
+    wanted = sorted(
+        {feature for model in world.config.models.values() if model.source.kind == "long" for feature in model.features}
+    )
     if not wanted:
         return Check("feature rows", "ok", "no model reads the long table")
     counted = world.registry.feature_rows(wanted)
     absent = [name for name in wanted if name not in counted or counted[name].rows == 0]
     if absent:
-        return Check("feature rows", "failed", f"no row has {', '.join(absent)}", "check the names in [models.*] features")
+        return Check(
+            "feature rows", "failed", f"no row has {', '.join(absent)}", "check the names in [models.*] features"
+        )
     few = [name for name in wanted if counted[name].rows < world.config.drift.min_rows]
     if few:
         return Check(
@@ -114,13 +123,22 @@ def _rows(world: World) -> Check:
             "warning",
             f"{len(few)} feature(s) have fewer than {world.config.drift.min_rows} rows: Service C's CRITICAL is not trusted there",
         )
-    return Check("feature rows", "ok", f"{len(wanted)} features, {min(counted[name].rows for name in wanted):,} rows or more each")
+    return Check(
+        "feature rows",
+        "ok",
+        f"{len(wanted)} features, {min(counted[name].rows for name in wanted):,} rows or more each",
+    )
 
 
 def _service_c(world: World) -> Check:
     if world.analytics.reachable():
         return Check("Service C (analytics)", "ok", f"listens at {world.config.analytics.address}")
-    return Check("Service C (analytics)", "failed", f"nobody at {world.config.analytics.address}", "start it, or set analytics.address")
+    return Check(
+        "Service C (analytics)",
+        "failed",
+        f"nobody at {world.config.analytics.address}",
+        "start it, or set analytics.address",
+    )
 
 
 def _service_b(world: World) -> Check:
@@ -161,14 +179,23 @@ def _snapshots(world: World) -> Check:
 
 
 def _timers(_world: World) -> Check:
-    enabled = [name for name in _TIMERS if (Path("/etc/systemd/system/timers.target.wants") / f"servicectl-{name}.timer").exists()]
+    enabled = [
+        name
+        for name in _TIMERS
+        if (Path("/etc/systemd/system/timers.target.wants") / f"servicectl-{name}.timer").exists()
+    ]
     crontab = Path("/etc/cron.d/servicectl").exists()
     if len(enabled) == len(_TIMERS):
         return Check("timers", "ok", "systemd runs all four")
     if crontab and not enabled:
         return Check("timers", "ok", "cron runs them (/etc/cron.d/servicectl)")
     missing = ", ".join(name for name in _TIMERS if name not in enabled)
-    return Check("timers", "warning", f"not scheduled: {missing}", "docs/timers.md: systemctl enable --now servicectl-*.timer, or cron")
+    return Check(
+        "timers",
+        "warning",
+        f"not scheduled: {missing}",
+        "docs/timers.md: systemctl enable --now servicectl-*.timer, or cron",
+    )
 
 
 _CHECKS: dict[str, Callable[[World], Check]] = {

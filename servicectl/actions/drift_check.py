@@ -85,7 +85,8 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
     rows = world.registry.production()
     if not rows and world.keys.names():
         raise NotMeasured(
-            "model_metadata has no production row although Redis names production models: " + ", ".join(sorted(world.keys.names())),
+            "model_metadata has no production row although Redis names production models: "
+            + ", ".join(sorted(world.keys.names())),
             cure="servicectl doctor; is the handler serving the right database file?",
         )
     if rows and not world.registry.has_features_view():
@@ -231,7 +232,9 @@ def _result(world: World, look: Look) -> Result:
         for model_id in look.retrain:
             if model_id not in world.config.models:
                 not_configured.append(model_id)
-                log.error(f"{model_id} uses drifted features but has no [models.{model_id}] section: it is not retrained")
+                log.error(
+                    f"{model_id} uses drifted features but has no [models.{model_id}] section: it is not retrained"
+                )
                 continue
             children.append(retrain.job(world, model_id, trigger="drift"))
     told: dict[str, Any] = {
@@ -247,5 +250,3 @@ def _result(world: World, look: Look) -> Result:
     elif look.not_measured:
         status = ExitStatus.NOT_MEASURED
     return Result(look.outcome, told, status, tuple(children))
-
-

@@ -43,7 +43,11 @@ def _state(world: World, model_id: str, rows: Mapping[str, ModelRow]) -> ModelSt
     current = world.keys.read(model_id)
     pointer = truth.pointer
     scores = [f.drift_score for f in row.expected_features if f.drift_score is not None] if row else []
-    versions = {pointer.version if pointer else None, row.version if row else None, current.version if current else None}
+    versions = {
+        pointer.version if pointer else None,
+        row.version if row else None,
+        current.version if current else None,
+    }
     return ModelState(
         model_id=model_id,
         version=pointer.version if pointer else None,

@@ -77,7 +77,9 @@ def newest_challenger(world: World, model_id: str) -> Job:
                 cure=f"servicectl retrain {model_id}",
             )
         return job
-    raise UsageError(f"no promoted challenger of {model_id} waits to be published", cure=f"servicectl retrain {model_id}")
+    raise UsageError(
+        f"no promoted challenger of {model_id} waits to be published", cure=f"servicectl retrain {model_id}"
+    )
 
 
 def run(world: World, context: JobContext) -> Result:
@@ -102,14 +104,18 @@ def run(world: World, context: JobContext) -> Result:
     )
     context.step("upload", lambda: _upload(world, context, target), str)
     registered = context.step("register", lambda: _register(world, request, truth, target, reserved), Registered)
-    tried = context.step("try candidate", lambda: canary.try_candidate(world, model_id, request.candidate), canary.Tried)
+    tried = context.step(
+        "try candidate", lambda: canary.try_candidate(world, model_id, request.candidate), canary.Tried
+    )
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
     context.step("archive", lambda: _archive(world, truth, target, registered.replaces), str)
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):
             return _superseded(request, read_truth(world, model_id))
-        served = context.step("canary", lambda: canary.watch_production(world, model_id, request.candidate), canary.Tried)
+        served = context.step(
+            "canary", lambda: canary.watch_production(world, model_id, request.candidate), canary.Tried
+        )
         if served.wrong:
             undone = switching.undo(world, context, registered.before, target)
             return Result("undone", _told(request, target, f"{served.note}; {undone}"), ExitStatus.FAILED)
@@ -117,8 +123,14 @@ def run(world: World, context: JobContext) -> Result:
 
 
 def _superseded(request: Request, truth: Truth) -> Result:
-    now = f"{truth.pointer.version} (generation {truth.generation})" if truth.pointer else f"generation {truth.generation}"
-    log.warning(f"{request.model}: another publish put {now} into production; this challenger was judged against an older one")
+    now = (
+        f"{truth.pointer.version} (generation {truth.generation})"
+        if truth.pointer
+        else f"generation {truth.generation}"
+    )
+    log.warning(
+        f"{request.model}: another publish put {now} into production; this challenger was judged against an older one"
+    )
     told = {"model": request.model, "expected_generation": request.expected_generation, "in_production": now}
     return Result("superseded", told, ExitStatus.FAILED)
 
@@ -152,7 +164,8 @@ def _upload(world: World, context: JobContext, target: Target) -> str:
             world.artifacts.download(name, readback)
             if sha256_of(readback) != product.sha256:
                 raise IntegrityError(
-                    f"{name} reads back with another digest than was uploaded", cure="check the artifact store's disk; publish again"
+                    f"{name} reads back with another digest than was uploaded",
+                    cure="check the artifact store's disk; publish again",
                 )
         finally:
             readback.unlink(missing_ok=True)

@@ -116,7 +116,9 @@ def run(world: World, context: JobContext) -> Result:
     publish = NewJob(
         PUBLISH,
         serving_scope(model_id),
-        publish_spec(model_id, context.job.job_id, plan.champion.generation, context.portable(msgspec.to_builtins(candidate))),
+        publish_spec(
+            model_id, context.job.job_id, plan.champion.generation, context.portable(msgspec.to_builtins(candidate))
+        ),
         trigger=context.job.trigger,
     )
     wanted = bool(context.job.spec.get("publish", True))
@@ -245,7 +247,8 @@ def _package(
 
 def _feature_types(model: ModelConfig) -> dict[str, str]:
     return {
-        name: model.feature_types.get(name, "string" if name in model.categorical else "float") for name in model.features
+        name: model.feature_types.get(name, "string" if name in model.categorical else "float")
+        for name in model.features
     }
 
 
@@ -260,10 +263,20 @@ def _told(plan: Plan, snapshot: Snapshot, trained: Trained, verdict: Verdict) ->
         "champion_version": plan.champion.version,
         "verdict": msgspec.to_builtins(verdict),
         "snapshot": msgspec.to_builtins(
-            {"rows": snapshot.facts.rows, "first": snapshot.facts.first, "last": snapshot.facts.last, "sha256": snapshot.facts.sha256}
+            {
+                "rows": snapshot.facts.rows,
+                "first": snapshot.facts.first,
+                "last": snapshot.facts.last,
+                "sha256": snapshot.facts.sha256,
+            }
         ),
         "trained": msgspec.to_builtins(
-            {"rows": trained.rows_trained, "until": trained.trained_until, "seconds": trained.seconds, "estimator": trained.estimator}
+            {
+                "rows": trained.rows_trained,
+                "until": trained.trained_until,
+                "seconds": trained.seconds,
+                "estimator": trained.estimator,
+            }
         ),
         "model_sha256": trained.model.sha256,
     }

@@ -54,7 +54,9 @@ def put_in_production(
         context.step(f"{prefix}swap", lambda: _swap(world, truth, target), str)
         context.step(f"{prefix}point", lambda: _point(world, truth, target), str)
         context.step(
-            f"{prefix}switch", lambda: world.registry.switch_production(target.model_id, target.version, replaces), type(None)
+            f"{prefix}switch",
+            lambda: world.registry.switch_production(target.model_id, target.version, replaces),
+            type(None),
         )
     except (PreconditionFailed, Superseded) as lost:
         log.warning(str(lost))
@@ -123,5 +125,7 @@ def _downloaded(world: World, name: str, path: Path, expected: str | None) -> Pr
     world.artifacts.download(name, path)
     digest = sha256_of(path)
     if expected not in (None, digest):
-        raise IntegrityError(f"{name} has sha256 {digest}, on record is {expected}", cure="restore it, or publish another version")
+        raise IntegrityError(
+            f"{name} has sha256 {digest}, on record is {expected}", cure="restore it, or publish another version"
+        )
     return ProductFile(str(path), digest, path.stat().st_size)

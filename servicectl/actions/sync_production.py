@@ -93,7 +93,11 @@ def _remove(world: World, known: dict[str, str], *, allow_remove: bool) -> list[
     and stays, and the set is never emptied, unless `allow_remove` says so.
     """
     surplus = sorted(world.keys.names() - known.keys())
-    deprecated = [name for name in surplus if (rows := world.registry.rows(name)) and not any(r.status == "production" for r in rows)]
+    deprecated = [
+        name
+        for name in surplus
+        if (rows := world.registry.rows(name)) and not any(r.status == "production" for r in rows)
+    ]
     unknown = [name for name in surplus if not world.registry.rows(name)]
     leaving = deprecated + (unknown if allow_remove else [])
     if not known and not allow_remove and leaving:

@@ -48,7 +48,16 @@ class Starter:
             if len(self._running) >= self._world.config.listen.max_jobs:
                 log.notice(f"job {job_id[-8:]} waits: {len(self._running)} are running already")
                 return
-            command = [sys.executable, "-m", "servicectl", "--config", str(self._world.config.path), "jobs", "resume", job_id]
+            command = [
+                sys.executable,
+                "-m",
+                "servicectl",
+                "--config",
+                str(self._world.config.path),
+                "jobs",
+                "resume",
+                job_id,
+            ]
             try:
                 # A session of its own: a signal meant for the listener's terminal does not end the job.
                 self._running.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True))

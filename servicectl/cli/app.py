@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from servicectl import __version__, log
+from servicectl import __version__
 from servicectl.cli import (
     artifacts,
     demo,
@@ -20,7 +20,7 @@ from servicectl.cli import (
     retrain,
     sync_production,
 )
-from servicectl.cli.common import Session
+from servicectl.cli.session import Session, set_verbosity
 
 app = typer.Typer(
     name="servicectl",
@@ -50,8 +50,8 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    log.set_verbosity(log.Level.ERROR if quiet else log.Level.DEBUG if verbose else log.Level.NOTICE)
-    context.obj = Session(config, as_json)
+    set_verbosity(quiet=quiet, verbose=verbose)
+    context.obj = Session(config, as_json=as_json)
 
 
 for module in (sync_production, drift_check, retrain, publish, listen, doctor, init, models, demo):

@@ -19,9 +19,15 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     context: typer.Context,
-    crash: Annotated[bool, typer.Option("--crash", help="Kill the retrain and the publish midway, then resume.")] = False,
-    folder: Annotated[Path | None, typer.Option(help="Where to make the estate; default: a new scratch folder.")] = None,
-    redis: Annotated[str, typer.Option(help="auto: redis-server on PATH, else pure Python; or: server, python.")] = "auto",
+    crash: Annotated[
+        bool, typer.Option("--crash", help="Kill the retrain and the publish midway, then resume.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to make the estate; default: a new scratch folder.")
+    ] = None,
+    redis: Annotated[
+        str, typer.Option(help="auto: redis-server on PATH, else pure Python; or: server, python.")
+    ] = "auto",
 ) -> None:
     from servicectl.cli import demo_run
 

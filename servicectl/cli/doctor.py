@@ -30,6 +30,6 @@ def doctor(
     for check in action.examine(at.world):
         checks.append(check)
         if not at.as_json:
-            print_check(at.console, check)
+            print_check(at.screen, check)
     failed = any(check.health == "failed" for check in checks)
     at.end({"checks": checks}, lambda: None, ExitStatus.FAILED if failed else ExitStatus.OK)

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
-from rich.markup import escape
 
-from servicectl.cli.tables import age, coloured, plain_table
+from servicectl.cli.screen import Cell, Screen, Styled, word
 from servicectl.jobs.model import Event, Job, State, Step
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def view(job: Job, *, interrupted: bool) -> dict[str, Any]:
@@ -57,42 +53,59 @@ def detail(
     }
 
 
-def print_list(console: Console, jobs: Sequence[Mapping[str, Any]], now: datetime) -> None:
+def print_list(screen: Screen, jobs: Sequence[Mapping[str, Any]], now: datetime) -> None:
     if not jobs:
-        console.print("no jobs yet")
+        screen.line("no jobs yet")
         return
-    table = plain_table("job", "kind", "of", "state", "outcome", "attempts", "created", "by", right=("attempts",))
+    rows: list[list[Cell]] = []
     for job in jobs:
         subject = job["scope"].partition(":")[2] or "-"
-        state = coloured(job["state"]) + (" [red](needs operator)[/]" if job["needs_operator"] else "")
+        outcome = "needs operator" if job["needs_operator"] else job["outcome"] or "-"
         attempts = f"{job['attempts']}/{job['max_attempts']}"
-        table.add_row(
-            job["id"], job["kind"], subject, state, job["outcome"] or "-", attempts, age(job["created_at"], now), job["trigger"]
-        )
-    console.print(table)
+        created = age(job["created_at"], now)
+        rows.append([job["id"], job["kind"], subject, word(job["state"]), outcome, attempts, created, job["trigger"]])
+    screen.table(["job", "kind", "of", "state", "outcome", "attempts", "created", "by"], rows, right=["attempts"])
 
 
-def print_detail(console: Console, job: Mapping[str, Any], now: datetime) -> None:
-    console.print(f"[bold]{job['kind']}[/] {job['scope']}  {coloured(job['state'])}  {job['outcome'] or ''}")
-    console.print(f"job {job['job_id']}, attempt {job['attempts']} of {job['max_attempts']}, epoch {job['epoch']}")
+def print_detail(screen: Screen, job: Mapping[str, Any], now: datetime) -> None:
+    screen.line(Styled(job["kind"], "bold"), f" {job['scope']}  ", word(job["state"]), f"  {job['outcome'] or ''}")
+    screen.line(f"job {job['job_id']}, attempt {job['attempts']} of {job['max_attempts']}, epoch {job['epoch']}")
     if owner := job["owner"]:
-        console.print(f"last run by {owner['user']} on {owner['host']}, pid {owner['pid']}, triggered by {job['trigger']}")
-    table = plain_table("step", "state", "attempts", "seconds", "result", right=("attempts", "seconds"))
+        by = f"{owner['user']} on {owner['host']}, pid {owner['pid']}, triggered by {job['trigger']}"
+        screen.line(f"last run by {by}")
+    rows: list[list[Cell]] = []
     for step in job["steps"]:
         took = (step["finished_at"] - step["started_at"]).total_seconds() if step["finished_at"] else None
-        said = step["error"] or msgspec.json.encode(step["output"]).decode()
-        shown = "" if step["output"] is None and not step["error"] else said if len(said) <= 100 else f"{said[:97]}..."
         seconds = "-" if took is None else f"{took:.2f}"
-        table.add_row(step["name"], coloured(step["state"]), str(step["attempts"]), seconds, escape(shown))
-    console.print(table)
+        rows.append([step["name"], word(step["state"]), str(step["attempts"]), seconds, _said(step)])
+    screen.table(["step", "state", "attempts", "seconds", "result"], rows, right=["attempts", "seconds"])
     for event in job["events"]:
-        console.print(f"  {age(event['happened_at'], now):>9}  {event['edge']:<12} {escape(event['detail'] or '')}")
+        screen.line(f"  {age(event['happened_at'], now):>9}  {event['edge']:<12} {event['detail'] or ''}")
     if job["children"]:
-        console.print("children: " + ", ".join(child[-8:] for child in job["children"]))
+        screen.line("children: " + ", ".join(child[-8:] for child in job["children"]))
     if job["error"]:
-        console.print(f"[red]error:[/] {escape(job['error'])}")
+        screen.line(Styled("error: ", "red"), job["error"])
     if job["cure"]:
-        console.print(f"next: {escape(job['cure'])}")
+        screen.line(f"next: {job['cure']}")
+
+
+def age(moment: datetime | None, now: datetime) -> str:
+    """How long ago, in the largest fitting unit."""
+    if moment is None:
+        return "-"
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    seconds = (now - aware).total_seconds()
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if abs(seconds) >= size:
+            return f"{seconds / size:.0f}{unit} ago"
+    return f"{seconds:.0f}s ago"
+
+
+def _said(step: Mapping[str, Any]) -> str:
+    if step["output"] is None and not step["error"]:
+        return ""
+    text = step["error"] or msgspec.json.encode(step["output"]).decode()
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _cure(job: Job, *, interrupted: bool) -> str | None:

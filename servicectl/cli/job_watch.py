@@ -9,7 +9,7 @@ from servicectl.errors import ExitStatus
 from servicectl.jobs.model import State
 
 if TYPE_CHECKING:
-    from servicectl.cli.common import Session
+    from servicectl.cli.session import Session
 
 _POLL_S = 0.5
 
@@ -22,7 +22,7 @@ def follow(at: Session, job_id: str) -> None:
         events = runner.table.events(job_id)
         job = runner.table.get(job_id)
         for event in events[seen:] if not at.as_json else []:
-            at.console.print(f"{event.happened_at:%H:%M:%S}  {event.to_state:<10} {event.edge:<12} {event.detail or ''}")
+            at.screen.line(f"{event.happened_at:%H:%M:%S}  {event.to_state:<10} {event.edge:<12} {event.detail or ''}")
         seen = len(events)
         interrupted = runner.is_interrupted(job)
         if job.ended or interrupted:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from servicectl.cli.common import epilog, lines, session
+from servicectl.cli.job_commands import LIST_LIMIT
 from servicectl.config import Config
 
 app = typer.Typer(
@@ -24,17 +25,13 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="A job's id, or its la
 )
 def list_jobs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = 25,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many.")] = LIST_LIMIT,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Only what waits, runs or was interrupted.")] = False,
     every: Annotated[bool, typer.Option("--all", help="No limit.")] = False,
 ) -> None:
-    from servicectl.cli import job_views
+    from servicectl.cli import job_commands
 
-    at = session(context)
-    runner = at.world.runner
-    found = runner.table.newest(limit=1_000_000 if every else limit, unfinished_only=unfinished)
-    shown = [job_views.view(job, interrupted=runner.is_interrupted(job)) for job in found]
-    at.end({"jobs": shown}, lambda: job_views.print_list(at.console, shown, at.world.clock.now()))
+    job_commands.list_jobs(session(context), limit=None if every else limit, unfinished=unfinished)
 
 
 @app.command(
@@ -55,7 +52,7 @@ def show(context: typer.Context, job: JobId) -> None:
         runner.table.children(found.job_id),
         interrupted=runner.is_interrupted(found),
     )
-    at.end(detail, lambda: job_views.print_detail(at.console, detail, at.world.clock.now()))
+    at.end(detail, lambda: job_views.print_detail(at.screen, detail, at.world.clock.now()))
 
 
 @app.command(
@@ -67,13 +64,9 @@ def resume(
     context: typer.Context,
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="A job's id; default: all that is due.")] = None,
 ) -> None:
-    from servicectl.cli.outcome import end_with
+    from servicectl.cli import job_commands
 
-    at = session(context)
-    runner = at.world.runner
-    with at.working("resume"):
-        ran = runner.resume() if job is None else runner.run_with_children(runner.table.find(job).job_id)
-    end_with(at, ran)
+    job_commands.resume(session(context), job)
 
 
 @app.command(

@@ -13,7 +13,9 @@ only. SIGTERM ends it; jobs that run go on, and `jobs resume` takes what could n
 
 
 def register(app: typer.Typer) -> None:
-    app.command("listen", help=HELP, epilog=epilog("servicectl listen --address unix:/run/servicectl/listen.sock"))(listen)
+    app.command("listen", help=HELP, epilog=epilog("servicectl listen --address unix:/run/servicectl/listen.sock"))(
+        listen
+    )
 
 
 def listen(

@@ -18,4 +18,4 @@ def models(context: typer.Context) -> None:
     at = session(context)
     with at.working("models"):
         found = action.look(at.world)
-    at.end({"models": found}, lambda: print_models(at.console, found))
+    at.end({"models": found}, lambda: print_models(at.screen, found))

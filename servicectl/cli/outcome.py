@@ -6,17 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from servicectl import log
+from servicectl.cli.screen import Styled
 from servicectl.errors import ExitStatus
 from servicectl.jobs.runner import Ran, worst
 
 if TYPE_CHECKING:
-    from servicectl.cli.common import Session
+    from servicectl.cli.session import Session
 
 
 def end_with(at: Session, ran: Sequence[Ran], detailed: Mapping[str, ExitStatus] | None = None) -> NoReturn:
     """Show each job, and leave with the worst status. `detailed` turns outcomes into statuses of their own."""
     statuses = [one.exit_status for one in ran]
-    statuses += [status for outcome, status in (detailed or {}).items() if any(one.job.outcome == outcome for one in ran)]
+    statuses += [
+        status for outcome, status in (detailed or {}).items() if any(one.job.outcome == outcome for one in ran)
+    ]
     at.end({"jobs": [as_json(one) for one in ran]}, lambda: _show(at, ran), worst(statuses))
 
 
@@ -40,7 +43,9 @@ def as_json(ran: Ran) -> dict[str, Any]:
 def _show(at: Session, ran: Sequence[Ran]) -> None:
     for one in ran:
         if one.error is not None:
-            subject = one.job.scope if one.job.scope == one.job.kind else f"{one.job.kind} {one.job.scope.split(':')[-1]}"
+            subject = (
+                one.job.scope if one.job.scope == one.job.kind else f"{one.job.kind} {one.job.scope.split(':')[-1]}"
+            )
             log.error(f"{subject}: {one.error.message}")
             if one.error.cure:
                 log.error(f"  next: {one.error.cure}")
@@ -49,20 +54,20 @@ def _show(at: Session, ran: Sequence[Ran]) -> None:
 
 
 def _plain(at: Session, one: Ran) -> None:
-    at.console.print(f"{one.job.kind}: {one.job.outcome}  [dim]job {one.job.short_id}[/]")
+    at.screen.line(f"{one.job.kind}: {one.job.outcome}  ", Styled(f"job {one.job.short_id}", "dim"))
 
 
 def _sync(at: Session, one: Ran) -> None:
     result = one.job.result or {}
     for model_id, came in result.get("models", {}).items():
-        if came != "unchanged" or at.console.is_terminal:
-            at.console.print(f"{model_id}: {came}")
+        if came != "unchanged" or at.screen.is_terminal:
+            at.screen.line(f"{model_id}: {came}")
     for model_id, why in result.get("failed", {}).items():
-        at.console.print(f"{model_id}: [red]not synced[/]: {why}")
+        at.screen.line(f"{model_id}: ", Styled("not synced", "red"), f": {why}")
     for model_id in result.get("removed", []):
-        at.console.print(f"{model_id}: withdrawn")
-    if one.job.outcome == "no-production-models" and at.console.is_terminal:
-        at.console.print("nothing is in production")
+        at.screen.line(f"{model_id}: withdrawn")
+    if one.job.outcome == "no-production-models" and at.screen.is_terminal:
+        at.screen.line("nothing is in production")
 
 
 def _drift(at: Session, one: Ran) -> None:
@@ -70,40 +75,41 @@ def _drift(at: Session, one: Ran) -> None:
 
     result = one.job.result or {}
     if one.job.outcome == "no-production-models":
-        if at.console.is_terminal:
-            at.console.print("nothing is in production, so there was nothing to check")
+        if at.screen.is_terminal:
+            at.screen.line("nothing is in production, so there was nothing to check")
         return
-    print_decisions(at.console, result["decisions"])
+    print_decisions(at.screen, result["decisions"])
     if left_out := result.get("rows_without_time"):
-        at.console.print(f"{left_out:,} values without a usable time were left out")
+        at.screen.line(f"{left_out:,} values without a usable time were left out")
     for model_id, features in result["retrain"].items():
-        at.console.print(f"{model_id}: retrain queued for {', '.join(features)}")
+        at.screen.line(f"{model_id}: retrain queued for {', '.join(features)}")
     if not result["retrain"]:
-        at.console.print("no retrain queued")
+        at.screen.line("no retrain queued")
 
 
 def _retrain(at: Session, one: Ran) -> None:
     from servicectl.cli.tables import print_verdict
 
     result = one.job.result or {}
-    print_verdict(at.console, result["model"], one.job.outcome or "", result)
+    print_verdict(at.screen, result["model"], one.job.outcome or "", result)
 
 
 def _publish(at: Session, one: Ran) -> None:
     result = one.job.result or {}
     if one.job.outcome == "published":
         replaces = f", replaces {result['replaces']}" if result.get("replaces") else ""
-        at.console.print(
+        at.screen.line(
             f"{result['model']}: published {result['version']} (generation {result['generation']}{replaces}), "
             f"sha256 {result['sha256'][:12]}…; {result['serving']}"
         )
         return
-    at.console.print(f"{result['model']}: [red]{one.job.outcome}[/]: {result.get('serving') or result.get('in_production')}")
+    why = result.get("serving") or result.get("in_production")
+    at.screen.line(f"{result['model']}: ", Styled(one.job.outcome or "", "red"), f": {why}")
 
 
 def _adopt(at: Session, one: Ran) -> None:
     result = one.job.result or {}
-    at.console.print(f"{result['model']}: {one.job.outcome} as {result['version']}, sha256 {result['sha256'][:12]}…")
+    at.screen.line(f"{result['model']}: {one.job.outcome} as {result['version']}, sha256 {result['sha256'][:12]}…")
 
 
 _SHOWN: Mapping[str, Callable[[Session, Ran], None]] = {

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import shutil
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -45,6 +42,8 @@ class Retries:
     cap_s: float = 3600.0
 
     def delay(self, attempts: int) -> float:
+        import random
+
         doubled = self.base_s * 2.0 ** min(attempts - 1, 64)
         return min(self.cap_s, doubled) * random.uniform(0.5, 1.0)  # noqa: S311 -- jitter
 
@@ -137,6 +136,8 @@ class Runner:
 
     def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
         """Delete ended jobs older than a moment, rows first, then their work files; returns the ids."""
+        import shutil
+
         gone = self.table.prune(before, dry_run=dry_run)
         for job_id in gone if not dry_run else []:
             shutil.rmtree(self.folder / "work" / job_id, ignore_errors=True)
@@ -173,6 +174,8 @@ class Runner:
         except (Cancelled, ServicectlError) as ending:
             return ending
         except Exception as error:  # noqa: BLE001 -- a bug in a step must end in the table, not in a lost traceback
+            import traceback
+
             for line in traceback.format_exc().splitlines():
                 log.error(line)
             return _as_servicectl_error(error)

@@ -174,7 +174,6 @@ def main() -> None:
     parser = worker.arguments("Service C's drift analytics in small")
     parser.add_argument("--patience", type=float, default=30.0, help="seconds to wait for one answer of the handler")
     options = parser.parse_args()
-    worker.hold_signals()
     servicer = Analytics(options.redis, options.patience)
     worker.serve(
         options.port,

@@ -77,9 +77,18 @@ class Appender:
             except _UnfitError as unfit:
                 self._log(f"{len(rows) - len(fitting)} rows for {table} lost: {unfit}")
                 break
-        for start in range(0, len(fitting), _ROWS_PER_INSERT):
-            part = fitting[start : start + _ROWS_PER_INSERT]
-            marks = f"({', '.join('?' * len(columns))})"
+        self._cursor.begin()
+        try:
+            self._insert(table, len(columns), fitting)
+            self._cursor.commit()
+        except duckdb.Error:
+            self._cursor.rollback()
+            raise
+
+    def _insert(self, table: str, width: int, rows: list[list[object]]) -> None:
+        marks = f"({', '.join('?' * width)})"
+        for start in range(0, len(rows), _ROWS_PER_INSERT):
+            part = rows[start : start + _ROWS_PER_INSERT]
             values = [value for row in part for value in row]
             self._cursor.execute(f"INSERT INTO {_quoted(table)} VALUES {', '.join([marks] * len(part))}", values)
 

@@ -155,7 +155,6 @@ def _tell(**what: str) -> None:
 
 def main() -> None:
     options = worker.arguments("Service B's worker in small").parse_args()
-    worker.hold_signals()
     servicer = Serving(options.redis)
     servicer.start()
     worker.serve(

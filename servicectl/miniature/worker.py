@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-_ENDS = {signal.SIGTERM, signal.SIGINT}
 _THREADS = 8
 
 
@@ -31,17 +31,17 @@ def connection(url: str, socket_timeout_s: float) -> Any:
     )
 
 
-def hold_signals() -> None:
-    """Keep SIGTERM and SIGINT for serve(); to be called before the first thread is started."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
-
-
 def serve(port: int, register: Callable[[grpc.Server], None]) -> None:
-    """Serve on 127.0.0.1 until SIGTERM or SIGINT, then let calls in hand finish for a second."""
+    """Serve on 127.0.0.1 until SIGTERM or SIGINT, let calls in hand finish for a second, and end the process."""
     server = grpc.server(ThreadPoolExecutor(_THREADS), options=[("grpc.so_reuseport", 0)])
     register(server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
+    # A pipe and not sigwait(): numpy's threads exist before any mask could be set, and would take the signal.
+    reader, writer = os.pipe()
+    for end in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(end, lambda *_: os.write(writer, b"."))
     print("ready", flush=True)
-    signal.sigwait(_ENDS)
+    os.read(reader, 1)
     server.stop(1.0).wait()
+    os._exit(0)  # a call that waits for a silent handler would keep the interpreter alive for minutes

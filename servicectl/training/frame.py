@@ -92,7 +92,7 @@ def absent(column: NDArray[Any]) -> NDArray[np.bool_]:
     """Which values of a feature are not there: NaN among numbers, None among text."""
     if column.dtype == object:
         return np.array([value is None for value in column.tolist()], dtype=np.bool_)
-    return np.isnan(column)
+    return np.asarray(np.isnan(column), dtype=np.bool_)
 
 
 def label_text(label: object) -> str:

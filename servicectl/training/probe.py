@@ -17,7 +17,6 @@ import sys
 import warnings
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -30,7 +29,7 @@ class _Refused(Exception):
 class _NoServicectl:
     """Makes this program unimportable, as it is where Service B runs."""
 
-    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         if name.partition(".")[0] == "servicectl":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return None

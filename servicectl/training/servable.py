@@ -70,9 +70,9 @@ def modules_needed(pickled: bytes) -> set[str]:
         elif opcode.name == "MEMOIZE":
             memo[len(memo)] = previous
         elif opcode.name in {"BINPUT", "LONG_BINPUT", "PUT"}:
-            memo[int(argument)] = previous
+            memo[int(str(argument))] = previous
         elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
-            pushed = memo.get(int(argument))
+            pushed = memo.get(int(str(argument)))
         elif opcode.name in {"GLOBAL", "INST"}:
             modules.add(str(argument).split(" ")[0])
         elif opcode.name == "STACK_GLOBAL":

@@ -13,6 +13,25 @@ import msgspec
 from servicectl.errors import ServicectlError
 from servicectl.training import child, confine, floor
 
+_LEAST_FREE_MB = 64
+
+
+def _warm(memory_mb: int) -> None:
+    """Load the numeric libraries before memory is bounded, then say at once if nothing would be left to work with.
+
+    OpenBLAS takes its work buffers at the first product, and where the kernel refuses them it tries again for ever.
+    """
+    import numpy as np
+    import scipy.linalg
+    import sklearn.linear_model  # noqa: F401 -- its own libraries count towards what is taken
+
+    square = np.ones((512, 512))
+    np.linalg.solve(square @ square + np.eye(512), square[0])
+    scipy.linalg.lu_factor(square + np.eye(512))
+    taken_mb = confine.private_memory_mb()
+    if taken_mb + _LEAST_FREE_MB > memory_mb:
+        raise child.out_of_memory("training", memory_mb, f"the libraries alone take {taken_mb} MiB of private memory")
+
 
 def _describe(request: floor.DescribeRequest) -> object:
     from servicectl.training.frame import describe
@@ -56,7 +75,6 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
     request_type, work = _TASKS[task]
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=request_type)
-    confine.limit_memory(memory_mb)
     with os.fdopen(answer, "wb") as out:
         out.write(_answered(work, request, f"{task} of {request.spec.model_id}", memory_mb))
     # Neither libraries' threads nor their exit handlers have anything to save.
@@ -65,6 +83,9 @@ def main(arguments: list[str]) -> None:
 
 def _answered(work: Callable[[Any], object], request: object, what: str, memory_mb: int) -> bytes:
     try:
+        if memory_mb:
+            _warm(memory_mb)
+        confine.limit_memory(memory_mb)
         return child.encoded(work(request))
     except ServicectlError as error:
         return child.encoded_failure(error)

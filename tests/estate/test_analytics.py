@@ -44,7 +44,7 @@ def metric(name: str, psi: float = 0.0, status: str = "PASS") -> myservice_pb2.F
 
 
 def answering(*results: myservice_pb2.ModelDriftResult) -> Answer:
-    return lambda request, context: myservice_pb2.DriftResponse(model_results=results)
+    return lambda *_: myservice_pb2.DriftResponse(model_results=results)
 
 
 def test_the_answer_is_carried_over_unjudged() -> None:
@@ -108,7 +108,7 @@ def test_a_passed_deadline_says_that_it_is_still_busy_and_asks_once() -> None:
         return myservice_pb2.DriftResponse()
 
     with service_c(slow) as address:
-        with pytest.raises(PartyUnavailable, match="still busy.*must not be stacked") as caught:
+        with pytest.raises(PartyUnavailable, match=r"still busy.*must not be stacked") as caught:
             AnalyticsClient(address).ask(deadline_s=0.3)
         release.set()
 

@@ -25,7 +25,7 @@ def service_b(answer: Answer) -> Iterator[str]:
 
     class Servicer(myservice_pb2_grpc.PythonWorkerServicer):
         def RunInference(  # noqa: N802 -- the name on the wire
-            self, request: myservice_pb2.InferenceRequest, context: grpc.ServicerContext
+            self, request: myservice_pb2.InferenceRequest, _: grpc.ServicerContext
         ) -> myservice_pb2.InferenceResponse:
             return answer(request)
 
@@ -57,7 +57,7 @@ def test_a_prediction_sends_the_name_and_every_value_as_text() -> None:
 
 def test_minus_one_without_a_message_is_a_prediction() -> None:
     with (
-        service_b(lambda request: myservice_pb2.InferenceResponse(prediction=-1.0)) as address,
+        service_b(lambda _: myservice_pb2.InferenceResponse(prediction=-1.0)) as address,
         ServingClient(address, timeout_s=10) as client,
     ):
         assert client.predict("Loan", {}) == -1.0
@@ -66,7 +66,7 @@ def test_minus_one_without_a_message_is_a_prediction() -> None:
 def test_an_error_message_is_a_failure_whatever_the_number_says() -> None:
     refusal = myservice_pb2.InferenceResponse(prediction=0.7, error_message="Model Loan\nnot found in Redis")
     with (
-        service_b(lambda request: refusal) as address,
+        service_b(lambda _: refusal) as address,
         ServingClient(address, timeout_s=10) as client,
         pytest.raises(PredictionFailed, match="'Loan': Model Loan not found in Redis"),
     ):

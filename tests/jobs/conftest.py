@@ -1,11 +1,7 @@
 from __future__ import annotations
 
-import os
-import select
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,63 +12,13 @@ from servicectl.clock import Clock
 from servicectl.jobs.model import Job
 from servicectl.jobs.runner import Runner
 from tests.jobs.program import runner
-from tests.parts import ROOT
-
-_DEADLINE_S = 60
-
-
-@dataclass
-class Started:
-    """A running `tests.jobs.program`."""
-
-    process: subprocess.Popen[bytes]
-
-    def line(self) -> str:
-        """The next line of its stdout, or the empty text at its end."""
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], _DEADLINE_S)
-        assert ready, f"the program said nothing for {_DEADLINE_S} s"
-        return self.process.stdout.readline().decode().rstrip("\n")
-
-    def go_on(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"\n")
-
-    def ended(self) -> tuple[int, list[str]]:
-        """Its exit status and what else it said."""
-        out, _ = self.process.communicate(timeout=_DEADLINE_S)
-        return self.process.returncode, out.decode().splitlines()
-
-    def killed(self) -> None:
-        self.process.kill()
-        self.process.wait(_DEADLINE_S)
-
-
-Start = Callable[..., Started]
+from tests.parts.jobs import Start, job_programs
 
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Start the program on this test's folder; a crash point is given as `crash_at`."""
-    started: list[Started] = []
-
-    def begin(command: str, *arguments: str, crash_at: str = "", folder: Path = tmp_path) -> Started:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tests.jobs.program", str(folder), command, *arguments],
-            cwd=ROOT,
-            env={**os.environ, "SERVICECTL_CRASH_AT": crash_at},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-        )
-        started.append(Started(process))
-        return started[-1]
-
-    yield begin
-    for one in started:
-        one.process.kill()
-        one.process.communicate()
+    with job_programs(tmp_path) as begin:
+        yield begin
 
 
 @pytest.fixture

@@ -37,9 +37,7 @@ class Done(Struct, frozen=True):
 
 
 def effect(context: JobContext, text: str) -> None:
-    descriptor = os.open(
-        context.folder.parents[2] / "effects.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640
-    )
+    descriptor = os.open(context.folder.parents[2] / "effects.txt", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o640)
     os.write(descriptor, f"{text}\n".encode())
     os.close(descriptor)
 

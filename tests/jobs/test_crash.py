@@ -10,8 +10,9 @@ import pytest
 from servicectl.errors import ExitStatus
 from servicectl.jobs.model import Job, NewJob, State
 from servicectl.jobs.runner import Runner
-from tests.jobs.conftest import Start, edges
+from tests.jobs.conftest import edges
 from tests.jobs.program import effects
+from tests.parts.jobs import Start
 
 
 def _submitted(mine: Runner, *steps: str) -> Job:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from servicectl.clock import SYSTEM, Clock
 from servicectl.errors import Busy, StoreError
 from servicectl.jobs.locks import Locks
-from tests.jobs.conftest import Start
+from tests.parts.jobs import Start
 
 
 @pytest.fixture
@@ -49,47 +52,40 @@ def test_asking_who_is_alive_disturbs_neither_the_holder_nor_the_next_one(locks:
 
 
 def test_a_probe_at_the_wrong_instant_does_not_make_a_free_scope_busy(locks: Locks, tmp_path: Path) -> None:
-    import fcntl
-    import threading
-
     locks.take("a").close()
     (file,) = (tmp_path / "locks").iterdir()
     probe = os.open(file, os.O_RDONLY)
     fcntl.flock(probe, fcntl.LOCK_SH)
-    asked = threading.Event()
+    while_it_waits = Clock(now=SYSTEM.now, monotonic=SYSTEM.monotonic, sleep=lambda _seconds: os.close(probe))
 
-    def let_go() -> None:
-        asked.wait(10)
+    Locks(tmp_path / "locks", while_it_waits).take("a").close()
+
+    with pytest.raises(OSError, match="Bad file descriptor"):
         os.close(probe)
-
-    thread = threading.Thread(target=let_go)
-    thread.start()
-    asked.set()
-    locks.take("a").close()
-    thread.join()
 
 
 def test_a_forked_child_does_not_keep_its_parents_lock(locks: Locks) -> None:
     lock = locks.take("a")
-    end_of_child, go_on = os.pipe()
+    said, say = os.pipe()
+    wait, go_on = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(go_on)
-        os.read(end_of_child, 1)
+        os.write(say, b"x")
+        os.read(wait, 1)
         os._exit(0)
-    os.close(end_of_child)
+    os.read(said, 1)
 
     lock.close()
     alive = locks.alive("a")
-    os.close(go_on)
+    for descriptor in (said, say, wait, go_on):
+        os.close(descriptor)
     os.waitpid(child, 0)
 
     assert not alive
 
 
 def test_a_child_that_was_executed_does_not_keep_its_parents_lock(locks: Locks) -> None:
-    import subprocess
-
     lock = locks.take("a")
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False) as child:
         lock.close()
@@ -113,11 +109,9 @@ def test_a_deleted_lock_file_never_gives_one_name_two_holders_of_the_same_file(l
 
 
 def test_a_lock_file_says_to_human_eyes_what_it_is_for(locks: Locks) -> None:
-    with locks.held("serving:bank"):
-        (file,) = list(locks.take("other").path.parent.glob("*.lock"))[:1]
-        texts = {path.read_text() for path in file.parent.iterdir()}
+    lock = locks.take("serving:bank")
 
-    assert f"serving:bank pid {os.getpid()}\n" in texts
+    assert lock.path.read_text() == f"serving:bank pid {os.getpid()}\n"
 
 
 def test_a_lock_folder_that_cannot_be_made_is_an_error_with_a_cure(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from servicectl.errors import ExitStatus, UsageError
 from servicectl.jobs.model import Job, NewJob, State
 from servicectl.jobs.runner import Runner
 from servicectl.jobs.table import StepChange
-from tests.jobs.conftest import Start, Started, edges
+from tests.jobs.conftest import edges
 from tests.jobs.program import effects
+from tests.parts.jobs import Start, Started
 
 
 def _submitted(mine: Runner, *steps: str, scope: str = "a-scope") -> Job:

@@ -104,7 +104,9 @@ def test_a_job_is_found_by_the_ends_of_its_id(tmp_path: Path, hand: HandClock) -
         mine.table.find(first.job_id[:8])
 
 
-@pytest.mark.parametrize("text", ["", "ffffffff-0000-0000-0000-000000000000", "no id at all", "%", "'; DROP TABLE jobs"])
+@pytest.mark.parametrize(
+    "text", ["", "ffffffff-0000-0000-0000-000000000000", "no id at all", "%", "'; DROP TABLE jobs"]
+)
 def test_an_unknown_job_is_a_usage_error_everywhere(mine: Runner, text: str) -> None:
     mine.submit(NewJob("work", "a-scope"))
 

@@ -34,7 +34,7 @@ from servicectl.miniature.analytics import Window, measured, status, windows
 from servicectl.miniature.serving import frame, parsed
 from tests.parts import ROOT, free_port
 from tests.parts.handler import handler
-from tests.parts.redis import RedisServer
+from tests.parts.redis import RedisServer, redis_server
 from tests.parts.workers import WorkerPart, analytics_worker, serving_worker
 
 NAMES = ("age", "balance", "calls", "duration")
@@ -148,13 +148,13 @@ def test_a_withdrawn_model_is_no_longer_served(keys: ServingKeys, client: Servin
 
 
 def test_bytes_without_their_digest_on_record_are_not_unpickled(
-    redis_part: RedisServer, keys: ServingKeys, client: ServingClient, tmp_path: Path
+    redis_part: RedisServer, client: ServingClient, tmp_path: Path
 ) -> None:
     trap = tmp_path / "unpickled"
-    keys.project(projection(linear_model(1.0), model_id="Guarded"))
+    making_the_trap = b"cos\nmkdir\n(V" + str(trap).encode() + b"\ntR."
     with redis_part.client() as raw:
-        raw.set("model:Guarded:pkl", b"cos\nmkdir\n(V" + str(trap).encode() + b"\ntR.")
-        raw.set("model:Unrecorded:pkl", linear_model(1.0))
+        raw.mset({"model:Guarded:pkl": making_the_trap, "model_metadata:Guarded": json.dumps({"sha256": "0" * 64})})
+        raw.mset({"model:Unrecorded:pkl": making_the_trap, "model_metadata:Unrecorded": "{}"})
 
     for name in ("Guarded", "Unrecorded"):
         with pytest.raises(PredictionFailed, match="on record"):
@@ -195,8 +195,19 @@ def test_a_models_own_errors_come_back_as_a_message(keys: ServingKeys, client: S
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("5", 5), (" 5 ", 5), ("1_000", 1000), ("1.50", 1.5), ("1e3", 1000.0), ("inf", math.inf), ("True", "True")]
-    + [("1,5", "1,5"), ("", ""), ("a.b", "a.b"), ("36893488147419103232", 2**65)],
+    [
+        ("5", 5),
+        (" 5 ", 5),
+        ("1_000", 1000),
+        ("36893488147419103232", 2**65),
+        ("1.50", 1.5),
+        ("1e3", 1000.0),
+        ("inf", math.inf),
+        ("True", "True"),
+        ("1,5", "1,5"),
+        ("a.b", "a.b"),
+        ("", ""),
+    ],
 )
 def test_values_are_parsed_as_service_b_parses_them(text: str, value: object) -> None:
     assert parsed(text) == value
@@ -295,6 +306,8 @@ def fill_features(database: Path, values: dict[str, list[float | None]]) -> None
         )
         connection.register("filled", table)
         connection.execute("INSERT INTO features_table BY NAME SELECT * FROM filled")
+        # On its way through the data frame a NaN becomes NULL.
+        connection.execute("UPDATE features_table SET value = 'NaN' WHERE value IS NULL AND feature_name = 'with_nan'")
 
 
 def ask_handler(client: redis.Redis, query: str) -> dict[str, Any]:
@@ -416,8 +429,12 @@ def test_no_names_or_names_of_another_type_empty_the_answer(estate: WorkerPart, 
     assert AnalyticsClient(estate.address).ask(deadline_s=60) == ()
 
 
-def test_a_silent_handler_costs_patience_and_leaves_the_metrics_out(redis_part: RedisServer) -> None:
-    with analytics_worker(redis_part.url, patience_s=0.2) as part, redis_part.client() as client:
+def test_a_silent_handler_costs_patience_and_leaves_the_metrics_out(tmp_path: Path) -> None:
+    with (
+        redis_server(tmp_path) as own,  # the other one has a handler
+        analytics_worker(own.url, patience_s=0.2) as part,
+        own.client() as client,
+    ):
         promote(client, "Loan", {"model_id": "Loan", "expected_features": features("steady")})
 
         assert AnalyticsClient(part.address).ask(deadline_s=60) == (ModelAnswer("Loan", False, ()),)
@@ -426,8 +443,7 @@ def test_a_silent_handler_costs_patience_and_leaves_the_metrics_out(redis_part: 
 # ---- processes
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("start", [analytics_worker, serving_worker])
+@pytest.mark.parametrize(("start", "end"), [(analytics_worker, signal.SIGTERM), (serving_worker, signal.SIGINT)])
 def test_a_worker_ends_quietly_at_a_signal(redis_part: RedisServer, start: Any, end: signal.Signals) -> None:
     with start(redis_part.url) as part:
         os.kill(part.process.pid, end)

@@ -72,13 +72,16 @@ Content = TypeVar("Content")
 
 def from_connection_string(connection_string: str, container: str) -> AzureStore:
     """A store by account key or shared access signature. Raises ConfigError for a malformed connection string."""
+    malformed = ConfigError(
+        "the Azure connection string is malformed",
+        cure="copy it whole from the storage account into $AZURE_STORAGE_CONNECTION_STRING",
+    )
+    if "AccountKey=" not in connection_string and "SharedAccessSignature=" not in connection_string:
+        raise malformed  # the SDK would go on without credentials
     try:
         service = BlobServiceClient.from_connection_string(connection_string.strip(), **_CLIENT_OPTIONS)
     except (ValueError, KeyError):
-        raise ConfigError(
-            "the Azure connection string is malformed",
-            cure="copy it whole from the storage account into $AZURE_STORAGE_CONNECTION_STRING",
-        ) from None
+        raise malformed from None
     return AzureStore(service, container)
 
 

@@ -1,0 +1,390 @@
+"""The job store's file: made whole, opened by one at a time, never deleted, every trouble told with a cure."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from servicectl.errors import Busy, ServicectlError, StoreError
+from servicectl.store import SCHEMA_VERSION, Store
+from tests.parts import ROOT
+from tests.parts.jobs import Start, job_programs
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    with job_programs(tmp_path) as begin:
+        yield begin
+
+
+def _insert(store: Store, name: str) -> None:
+    with store.transaction() as connection:
+        connection.execute("INSERT INTO requests VALUES ('made', ?, uuid())", [name])
+
+
+def _names(store: Store) -> list[str]:
+    with store.reading() as connection:
+        assert connection is not None
+        return [name for (name,) in connection.execute("SELECT request_id FROM requests ORDER BY 1").fetchall()]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path, lock_wait_s=0.2)
+    _insert(store, "first")
+    return store
+
+
+def test_what_a_transaction_wrote_is_read_back_and_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a" / "new folder")
+
+    _insert(store, "one")
+
+    assert _names(Store(tmp_path / "a" / "new folder")) == ["one"]
+    assert store.path.stat().st_mode & 0o007 == 0
+    assert store.folder.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, Busy])
+def test_a_transaction_whose_body_raises_is_rolled_back(store: Store, error: type[BaseException]) -> None:
+    def fail() -> None:
+        with store.transaction() as connection:
+            connection.execute("DELETE FROM requests")
+            raise error("stop")
+
+    with pytest.raises(error):
+        fail()
+
+    assert _names(store) == ["first"]
+    _insert(store, "second")
+    assert _names(store) == ["first", "second"]
+
+
+def test_a_statement_that_fails_rolls_the_transaction_back_and_names_the_file(store: Store) -> None:
+    def fail() -> None:
+        with store.transaction() as connection:
+            connection.execute("INSERT INTO requests VALUES ('made', 'second', uuid())")
+            connection.execute("INSERT INTO requests VALUES ('made', 'first', uuid())")
+
+    with pytest.raises(StoreError, match=f"the job store {store.path}: Constraint Error"):
+        fail()
+
+    assert _names(store) == ["first"]
+
+
+def test_a_process_killed_in_a_transaction_leaves_nothing_of_it(store: Store) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from servicectl.store import Store\n"
+        "with Store(Path(sys.argv[1])).transaction() as connection:\n"
+        "    connection.execute('DELETE FROM requests')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(store.folder)], cwd=ROOT)
+
+    assert killed.returncode == -signal.SIGKILL
+    assert _names(store) == ["first"]
+
+
+def test_reading_makes_nothing_and_may_not_write(tmp_path: Path, store: Store) -> None:
+    with Store(tmp_path / "none").reading() as connection:
+        assert connection is None
+
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(StoreError, match="read-only"), store.reading() as connection:
+        assert connection is not None
+        connection.execute("DELETE FROM requests")
+
+
+def test_processes_that_make_the_store_at_once_make_one_and_lose_nothing(start: Start, tmp_path: Path) -> None:
+    started = [start("create", f"by {number}") for number in range(4)]
+    assert [one.line() for one in started] == ["ready"] * 4
+    for one in started:
+        one.go_on()
+
+    assert [one.ended() for one in started] == [(0, [])] * 4
+    assert _names(Store(tmp_path)) == [f"by {number}" for number in range(4)]
+
+
+def test_what_a_crash_left_of_a_half_made_store_is_replaced(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "servicectl.new")) as connection:
+        connection.execute("CREATE TABLE jobs (half BOOLEAN)")
+    (tmp_path / "servicectl.new.wal").write_bytes(b"half")
+
+    _insert(Store(tmp_path), "one")
+
+    assert _names(Store(tmp_path)) == ["one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["servicectl.duckdb", "servicectl.duckdb.lock"]
+
+
+def test_a_store_of_a_newer_program_is_refused_and_left_as_it_is(store: Store) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("UPDATE schema_info SET version = 99")
+    before = store.path.read_bytes()
+
+    for use in (lambda: _insert(store, "second"), lambda: _names(store)):
+        with pytest.raises(StoreError, match=f"schema version 99, this program knows {SCHEMA_VERSION}") as caught:
+            use()
+
+        assert "install" in caught.value.cure
+    assert store.path.read_bytes() == before
+
+
+def test_a_duckdb_file_that_is_no_job_store_is_refused(tmp_path: Path) -> None:
+    with duckdb.connect(str(tmp_path / "servicectl.duckdb")) as connection:
+        connection.execute("CREATE TABLE features (a INTEGER)")
+
+    with pytest.raises(StoreError, match="is no job store of servicectl"):
+        _insert(Store(tmp_path), "one")
+
+
+def _junk(file: Path) -> None:
+    file.write_bytes(b"junk" * 1000)
+
+
+def _empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _flipped_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[4200] ^= 255
+    content[8400] ^= 255
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [_junk, _empty, _cut, _flipped_byte])
+def test_a_damaged_file_is_told_with_a_recipe_and_nothing_is_deleted(
+    store: Store, harm: Callable[[Path], None]
+) -> None:
+    harm(store.path)
+    before = store.path.read_bytes()
+
+    for use in (lambda: _insert(store, "second"), lambda: _names(store)):
+        with pytest.raises(StoreError, match=f"{store.path} is damaged") as caught:
+            use()
+
+        assert "nothing was deleted" in caught.value.cure
+        assert "restore the last backup" in caught.value.cure
+    assert store.path.read_bytes() == before
+
+
+def test_the_wal_of_another_file_is_refused_and_kept(store: Store, tmp_path: Path) -> None:
+    other = Store(tmp_path / "other")
+    _insert(other, "foreign")
+    with duckdb.connect(str(other.path)) as connection:
+        connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+        connection.execute("INSERT INTO requests VALUES ('made', 'foreign too', uuid())")
+    foreign = Path(f"{store.path}.wal")
+    shutil.copy(f"{other.path}.wal", foreign)
+    before = foreign.read_bytes()
+
+    with pytest.raises(StoreError, match="foreign WAL") as caught:
+        _insert(store, "second")
+
+    assert f"removing {foreign}" in caught.value.cure
+    assert foreign.read_bytes() == before
+    foreign.unlink()
+    assert _names(store) == ["first"]
+
+
+def test_a_program_that_holds_the_file_open_makes_us_busy_after_the_deadline(start: Start, store: Store) -> None:
+    other = start("open")
+    assert other.line() == "open"
+
+    for use in (lambda: _insert(store, "second"), lambda: _names(store)):
+        with pytest.raises(Busy, match=f"another program holds {store.path} open") as caught:
+            use()
+
+        assert f"PID {other.process.pid}" in caught.value.message
+    other.go_on()
+    other.ended()
+    _insert(store, "second")
+
+
+def _in_the_main_thread(use: Callable[[], object]) -> None:
+    use()
+
+
+def _in_another_thread(use: Callable[[], object]) -> None:
+    raised: list[ServicectlError] = []
+
+    def run() -> None:
+        try:
+            use()
+        except ServicectlError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    for error in raised:
+        raise error
+
+
+@pytest.mark.parametrize("run", [_in_the_main_thread, _in_another_thread])
+@pytest.mark.parametrize("wait_s", [0.05, 0.0])
+def test_a_store_that_stays_busy_is_busy_after_the_deadline_and_not_for_ever(
+    store: Store, run: Callable[[Callable[[], object]], None], wait_s: float
+) -> None:
+    impatient = Store(store.folder, lock_wait_s=wait_s)
+    before = signal.getsignal(signal.SIGALRM)
+
+    with store.transaction(), pytest.raises(Busy, match=f"was busy for {wait_s:g} s"):
+        run(lambda: _insert(impatient, "second"))
+
+    assert signal.getsignal(signal.SIGALRM) is before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    run(lambda: _insert(impatient, "second"))
+    assert _names(store) == ["first", "second"]
+
+
+def test_a_waiting_process_gets_its_turn(start: Start, store: Store) -> None:
+    with store.transaction() as connection:
+        waiting = start("create", "second")
+        waiting.line()
+        waiting.go_on()
+        connection.execute("INSERT INTO requests VALUES ('made', 'before', uuid())")
+
+    assert waiting.ended() == (0, [])
+    assert _names(store) == ["before", "first", "second"]
+
+
+def test_a_state_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("a file")
+
+    with pytest.raises(StoreError, match=r"state cannot be made: File exists") as caught:
+        _insert(Store(tmp_path / "state"), "one")
+
+    assert "[state] folder" in caught.value.cure
+
+
+_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from servicectl.errors import ServicectlError
+from servicectl.jobs.locks import Locks
+from servicectl.store import Store
+import duckdb
+folder = Path(sys.argv[1])
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+def write():
+    with Store(folder).transaction(): pass
+def read():
+    with Store(folder).reading() as connection: print("nothing" if connection is None else "read")
+def lock():
+    Locks(folder / "locks").take("a")
+try:
+    {"write": write, "read": read, "lock": lock}[sys.argv[2]]()
+except ServicectlError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def _as_nobody(folder: Path, what: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-c", _AS_NOBODY, str(folder), what], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.strip()
+
+
+@pytest.fixture
+def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that every user can reach."""
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    folder = tmp_path_factory.mktemp("public")
+    for one in (folder, *list(folder.parents)[:2]):
+        one.chmod(0o755)
+    return folder
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("mode", "what", "expected"),
+    [
+        (0o755, "write", "StoreError the state folder {} is not writable for this user"),
+        (0o755, "read", "StoreError the store's lock {}/servicectl.duckdb.lock cannot be opened: Permission denied"),
+        (0o755, "lock", "StoreError the lock file {}/locks/"),
+        (0o700, "write", "StoreError the state folder {} is not writable for this user"),
+        (0o700, "read", "StoreError the state folder {} cannot be read: Permission denied"),
+    ],
+)
+def test_a_user_without_the_rights_is_told_what_to_do(public: Path, mode: int, what: str, expected: str) -> None:
+    _insert(Store(public), "one")
+    public.chmod(mode)
+
+    said = _as_nobody(public, what)
+
+    assert said.startswith(expected.format(public))
+    assert re.search("owner|owns", said)
+
+
+@pytest.mark.root
+def test_a_lock_that_root_left_behind_is_told_to_its_owner(public: Path) -> None:
+    from servicectl.jobs.locks import Locks
+
+    Locks(public / "locks").take("a").close()
+    for path in (public, public / "locks"):
+        os.chown(path, 65534, 65534)
+
+    said = _as_nobody(public, "lock")
+
+    assert "StoreError the lock file" in said
+    assert "sudo chown -R" in said
+
+
+@pytest.mark.root
+def test_a_read_only_file_system_is_told(tmp_path: Path) -> None:
+    if os.getuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "none", str(tmp_path)]).returncode != 0:
+        pytest.skip("only root can mount")
+    try:
+        _insert(Store(tmp_path), "one")
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], check=True)
+
+        with pytest.raises(StoreError, match="not writable|Read-only file system") as caught:
+            _insert(Store(tmp_path), "two")
+        with pytest.raises(StoreError, match="Read-only file system"):
+            _names(Store(tmp_path))
+        assert caught.value.cure
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.root
+def test_a_full_disk_loses_nothing_and_is_told(tmp_path: Path) -> None:
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(tmp_path)]
+    if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
+        pytest.skip("only root can mount")
+    try:
+        store = Store(tmp_path)
+        _insert(store, "one")
+        with pytest.raises(OSError, match="No space left"), (tmp_path / "big").open("wb") as big:
+            while True:
+                big.write(b"x" * 4096)
+                big.flush()
+
+        with pytest.raises(StoreError, match="no space left") as caught:
+            _insert(store, "x" * 100_000)
+
+        assert "df -h" in caught.value.cure
+        assert _names(store) == ["one"]
+        (tmp_path / "big").unlink()
+        _insert(store, "two")
+        assert _names(store) == ["one", "two"]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
