@@ -26,7 +26,7 @@ from servicectl.estate.artifacts.protocol import AlreadyThere
 from servicectl.estate.registry import Feature, ModelRow
 from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
-from servicectl.jobs.model import Job, NewJob, Result, State
+from servicectl.jobs.model import NewJob, Result, State
 from servicectl.jobs.runner import Ran
 from servicectl.training.spec import verified
 
@@ -53,17 +53,13 @@ def start(world: World, model_id: str) -> list[Ran]:
     carried = world.runner.carry_on([serving_scope(model_id)])
     if any(ran.job.kind == PUBLISH for ran in carried):
         return carried
-    waiting = newest_challenger(world, model_id)
-    submitted = world.runner.submit(
-        NewJob(PUBLISH, serving_scope(model_id), waiting.result["publish"], trigger=world.trigger)
-        if waiting.result
-        else NewJob(PUBLISH, serving_scope(model_id))
-    )
-    return [*carried, *world.runner.run_with_children(submitted.job.job_id)]
+    spec = newest_challenger(world, model_id)
+    job = world.runner.submit(NewJob(PUBLISH, serving_scope(model_id), spec, trigger=world.trigger)).job
+    return [*carried, *world.runner.run_with_children(job.job_id)]
 
 
-def newest_challenger(world: World, model_id: str) -> Job:
-    """The retrain whose promoted challenger is not published. Raises UsageError when there is none."""
+def newest_challenger(world: World, model_id: str) -> dict[str, Any]:
+    """What to publish: the newest promoted challenger, if it is not in production. Raises UsageError when there is none."""
     world.config.model(model_id)
     for job in world.runner.table.newest(kind=RETRAIN, limit=1000):
         if job.spec.get("model") != model_id or job.state is not State.COMPLETED or not job.result:
@@ -76,7 +72,7 @@ def newest_challenger(world: World, model_id: str) -> Job:
                 f"the newest challenger of {model_id} is in production already (version {truth.pointer.version})",
                 cure=f"servicectl retrain {model_id}",
             )
-        return job
+        return dict(job.result["publish"])
     raise UsageError(
         f"no promoted challenger of {model_id} waits to be published", cure=f"servicectl retrain {model_id}"
     )

@@ -14,7 +14,7 @@ from servicectl.actions.kinds import PUBLISH, RETRAIN, retrain_scope, serving_sc
 from servicectl.actions.production import fetch, read_truth
 from servicectl.actions.snapshot import Snapshot, take
 from servicectl.config import ModelConfig, seconds
-from servicectl.errors import ExitStatus
+from servicectl.errors import Busy, ExitStatus
 from servicectl.estate.artifacts import names
 from servicectl.files import sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
@@ -83,14 +83,21 @@ def start(
     """Carry on what is unfinished of these models, then retrain each; one that fails does not stop the others."""
     new = [job(world, model_id, window=window, publish=publish) for model_id in models]
     scopes = [scope for model_id in models for scope in (retrain_scope(model_id), serving_scope(model_id))]
-    carried = world.runner.carry_on(scopes)
-    done = {ran.job.scope for ran in carried if ran.job.kind == RETRAIN}
-    jobs = [world.runner.submit(one).job.job_id for one in new if one.scope not in done]
-    if parallel == 1 or len(jobs) < 2:
-        return [*carried, *(ran for job_id in jobs for ran in world.runner.run_with_children(job_id))]
-    from servicectl.actions.side_by_side import run_side_by_side
+    ended = world.runner.carry_on(scopes)
+    done = [(ran.job.scope, ran.job.spec) for ran in ended if ran.job.kind == RETRAIN]
+    to_run: list[str] = []
+    for one in new:
+        if (one.scope, one.spec) in done:
+            continue
+        try:
+            to_run.append(world.runner.submit(one).job.job_id)
+        except Busy as busy:
+            ended.append(Ran(world.runner.table.unfinished([one.scope])[0], busy.exit_status, busy))
+    if parallel > 1 and len(to_run) > 1:
+        from servicectl.actions.side_by_side import run_side_by_side
 
-    return [*carried, *run_side_by_side(world, jobs, parallel)]
+        return [*ended, *run_side_by_side(world, to_run, parallel)]
+    return [*ended, *(ran for job_id in to_run for ran in world.runner.attempt(job_id))]
 
 
 def run(world: World, context: JobContext) -> Result:

@@ -28,12 +28,7 @@ def run_side_by_side(world: World, job_ids: Sequence[str], parallel: int) -> lis
 
 def _run_one(config: Config, trigger: str, job_id: str) -> list[Ran]:
     from servicectl.actions.world import World
-    from servicectl.errors import Busy
 
     # A worker must not go on alone when the command that started it is gone: its job is given back instead.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    runner = World(config, trigger=trigger).runner
-    try:
-        return runner.run_with_children(job_id)
-    except Busy as busy:
-        return [Ran(runner.table.get(job_id), busy.exit_status, busy)]
+    return World(config, trigger=trigger).runner.attempt(job_id)

@@ -109,6 +109,13 @@ class Runner:
         """`run`, then its children after it has let go of its scope; the job's own result comes first."""
         return self._with_children(self.run(job_id))
 
+    def attempt(self, job_id: str) -> list[Ran]:
+        """`run_with_children`, with a job that another process holds told as a result instead of raised."""
+        try:
+            return self.run_with_children(job_id)
+        except Busy as busy:
+            return [Ran(self.table.get(job_id), busy.exit_status, busy)]
+
     def drain(self, job_ids: Iterable[str], *, only_if_due: bool = False) -> list[Ran]:
         """Run jobs one after the other with their children; a job another process is working on is left to it."""
         ran: list[Ran] = []

@@ -5,7 +5,7 @@ import json
 import math
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -356,38 +356,42 @@ def test_a_reader_never_sees_metadata_of_one_model_with_the_bytes_of_another(
 
 
 @contextmanager
-def cutting_proxy(port: int, after: bytes) -> Iterator[int]:
-    """A Redis whose answer is lost: once a command holds `after`, it still arrives, and the connection is cut."""
+def proxy(port: int, at: bytes, *, meanwhile: Callable[[], object] | None = None) -> Iterator[int]:
+    """A Redis that is interfered with when a command first holds `at`.
+
+    `meanwhile` runs before that command arrives; without one, the command arrives and the connection is cut, so that
+    its answer is lost.
+    """
+    met = threading.Event()
+
+    def carry(near: socket.socket, far: socket.socket) -> None:
+        with near, far:
+            while data := near.recv(1 << 16):
+                if at in data and not met.is_set():
+                    met.set()
+                    if meanwhile is not None:
+                        meanwhile()
+                far.sendall(data)
+
+    def carry_back(near: socket.socket, far: socket.socket) -> None:
+        while data := far.recv(1 << 16):
+            if met.is_set() and meanwhile is None:
+                near.shutdown(socket.SHUT_RDWR)
+                return
+            near.sendall(data)
+
+    def accept(listener: socket.socket) -> None:
+        while True:
+            near, _ = listener.accept()
+            far = socket.create_connection(("127.0.0.1", port))
+            for target in (carry, carry_back):
+                threading.Thread(target=_quietly, args=(target, near, far), daemon=True).start()
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def carry(near: socket.socket, far: socket.socket, cut: threading.Event) -> None:
-            with near, far:
-                while data := near.recv(1 << 16):
-                    if after in data:
-                        cut.set()
-                    far.sendall(data)
-
-        def back(near: socket.socket, far: socket.socket, cut: threading.Event) -> None:
-            while data := far.recv(1 << 16):
-                if cut.is_set():
-                    near.shutdown(socket.SHUT_RDWR)
-                    return
-                near.sendall(data)
-
-        def accept() -> None:
-            while True:
-                try:
-                    near, _ = listener.accept()
-                except OSError:
-                    return
-                far = socket.create_connection(("127.0.0.1", port))
-                cut = threading.Event()
-                for target in (carry, back):
-                    threading.Thread(target=_quietly, args=(target, near, far, cut), daemon=True).start()
-
-        threading.Thread(target=accept, daemon=True).start()
+        threading.Thread(target=_quietly, args=(accept, listener), daemon=True).start()
         yield listener.getsockname()[1]
         listener.shutdown(socket.SHUT_RDWR)
+    assert met.is_set()
 
 
 def _quietly(target: Any, *arguments: Any) -> None:
@@ -399,7 +403,7 @@ def test_a_lost_answer_is_told_and_the_next_run_finds_its_work_done_once(
     redis_part: RedisServer, keys: ServingKeys, client: redis.Redis
 ) -> None:
     with (
-        cutting_proxy(redis_part.port, after=b"EXEC") as port,
+        proxy(redis_part.port, at=b"EXEC") as port,
         ServingKeys(f"redis://127.0.0.1:{port}/0") as cut,
         pytest.raises(PartyUnavailable, match="Redis"),
     ):
@@ -407,6 +411,23 @@ def test_a_lost_answer_is_told_and_the_next_run_finds_its_work_done_once(
 
     assert keys.project(projection()) is Projected.UNCHANGED
     assert len(events(client)) == 1
+
+
+def test_a_higher_generation_that_comes_in_between_is_not_overwritten(
+    redis_part: RedisServer, keys: ServingKeys, client: redis.Redis
+) -> None:
+    keys.project(projection(1, version="0.1.0"))
+
+    def newer() -> Projected:
+        return keys.project(projection(9, version="0.1.0"))  # the same content: only the metadata tells
+
+    with (
+        proxy(redis_part.port, at=b"MULTI", meanwhile=newer) as port,
+        ServingKeys(f"redis://127.0.0.1:{port}/0") as slow,
+    ):
+        assert slow.project(projection(2, version="0.1.0")) is Projected.SUPERSEDED
+
+    assert metadata(client)["generation"] == 9
 
 
 def test_a_foreign_type_among_the_keys_is_told_and_nothing_is_half_written(

@@ -57,10 +57,11 @@ _NEVER_AN_ETAG = "servicectl-probe"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _CLIENT_OPTIONS = {
-    # An unreachable account fails in seconds: three attempts, each connecting for at most 4 s.
+    # An unreachable account fails in seconds (three attempts to connect), a silent one in half a minute (two answers).
     "connection_timeout": 4,
-    "read_timeout": 20,
+    "read_timeout": 15,
     "retry_total": 2,
+    "retry_read": 1,
     "initial_backoff": 0.3,
     "increment_base": 1,
     "random_jitter_range": 0.2,
