@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import selectors
 import shutil
@@ -73,24 +74,24 @@ class MiniatureEstate:
 
     def config_text(self, extra: str = "") -> str:
         """A servicectl.toml for this estate; `extra` is appended (models, overrides of other sections)."""
-        return f"""# Written for the miniature estate in {self.folder}
+        return f"""# Written for the miniature estate in this folder.
 [state]
-folder = "{self.folder}/state"
+folder = {_toml(self.folder / "state")}
 
 [redis]
-url = "{self.redis_url}"
+url = {_toml(self.redis_url)}
 
 [handler]
-snapshot_folder = "{self.snapshots}"
+snapshot_folder = {_toml(self.snapshots)}
 
 [analytics]
-address = "{self.analytics_address}"
+address = {_toml(self.analytics_address)}
 
 [serving]
-address = "{self.serving_address}"
+address = {_toml(self.serving_address)}
 
 [artifacts]
-url = "file://{self.folder}/artifacts"
+url = {_toml(f"file://{self.folder}/artifacts")}
 
 {extra}"""
 
@@ -115,7 +116,8 @@ url = "file://{self.folder}/artifacts"
                 "there is neither a redis-server on PATH nor the pure-Python one",
                 cure="install redis-server, or pip install 'servicectl[demo]'",
             )
-        self.redis_told = "fakeredis (pure Python, for this demo only: there is no redis-server on PATH)"
+        absent = "" if server else "; there is no redis-server on PATH"
+        self.redis_told = f"fakeredis (pure Python, for this demo only{absent})"
         self._start("redis_server", "--port", str(port))
 
     def _start(self, module: str, *options: str) -> None:
@@ -141,6 +143,11 @@ url = "file://{self.folder}/artifacts"
         self.parts[name] = Part(name, process)
         self._running.callback(_stop, process)
         return process
+
+
+def _toml(value: Path | str) -> str:
+    """A TOML string; JSON's escapes are a part of TOML's."""
+    return json.dumps(str(value), ensure_ascii=False)
 
 
 def _environment() -> Mapping[str, str]:

@@ -33,7 +33,8 @@ def test_every_edge_is_recorded_with_where_it_came_from(start: Start, tmp_path: 
     taken = set()
     jobs = {}
     for steps in ("one", "one=unavailable", "one=bad", "one=wait"):
-        jobs[steps] = mine.submit(NewJob("work", steps, {"steps": [steps]})).job.job_id
+        new = NewJob("work", steps, {"steps": [steps]})
+        jobs[steps] = mine.table.submit(new, step_schema=1, max_attempts=2).job.job_id
     mine.run(jobs["one"])
     mine.run(jobs["one=unavailable"])
     mine.table.request_cancel(jobs["one=unavailable"])
@@ -44,7 +45,7 @@ def test_every_edge_is_recorded_with_where_it_came_from(start: Start, tmp_path: 
     interrupted.line()
     interrupted.process.terminate()
     interrupted.ended()
-    for _ in range(3):
+    for _ in range(2):
         start("run", jobs["one=wait"], crash_at="work/claimed").ended()
     mine.run(jobs["one=wait"])
     dead = mine.submit(NewJob("work", "dead")).job.job_id

@@ -211,7 +211,7 @@ def test_a_json_column_that_was_edited_by_hand_is_a_store_error(mine: Runner, co
     job = mine.submit(NewJob("work", "a-scope")).job
     _edited(mine, f"UPDATE jobs SET {column} = '{{no json'")
 
-    with pytest.raises(StoreError, match=f"job {job.job_id} holds a value .* edited by hand"):
+    with pytest.raises(StoreError, match=rf"job {job.job_id} holds a value .* edited by hand"):
         mine.table.get(job.job_id)
 
 
@@ -220,7 +220,7 @@ def test_a_state_that_was_edited_by_hand_is_a_store_error(mine: Runner) -> None:
     _edited(mine, "CREATE TABLE others AS FROM jobs; DROP TABLE jobs; ALTER TABLE others RENAME TO jobs")
     _edited(mine, "UPDATE jobs SET state = 'BANANA'")
 
-    with pytest.raises(StoreError, match="'BANANA' is not a valid State.* edited by hand"):
+    with pytest.raises(StoreError, match=r"'BANANA' is not a valid State.* edited by hand"):
         mine.table.get(job.job_id)
 
 

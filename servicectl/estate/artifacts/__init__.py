@@ -35,11 +35,11 @@ def open_store(url: str, connection_string: str | None) -> ArtifactStore:
                 "the part after azure:// cannot be a container's name (3 to 63 of a-z, 0-9 and single dashes)",
                 cure="write azure://container; keys and addresses go into the connection string",
             )
-        from servicectl.estate.artifacts import azure
+        from servicectl.estate.artifacts.azure import from_connection_string, from_default_credential
 
         if connection_string:
-            return azure.from_connection_string(connection_string, container)
-        return azure.from_default_credential(os.environ.get("AZURE_STORAGE_ACCOUNT_URL"), container)
+            return from_connection_string(connection_string, container)
+        return from_default_credential(os.environ.get("AZURE_STORAGE_ACCOUNT_URL"), container)
     # The url is not repeated: a connection string pasted in its place would be shown.
     raise ConfigError(
         "the artifact store's url begins neither with file:// nor with azure://",

@@ -155,10 +155,11 @@ def test_a_download_into_a_folder_that_is_missing_says_so(place: Place, tmp_path
 
 
 def test_a_source_file_that_is_missing_is_named_and_nothing_is_written(place: Place, tmp_path: Path) -> None:
-    for write in (
+    writes: list[Callable[[], object]] = [
         lambda: place.store.create(PRODUCTION, tmp_path / "gone", {}),
         lambda: place.store.replace(PRODUCTION, tmp_path / "gone", {}, None),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(ArtifactStoreError, match="gone cannot be read"):
             write()
 

@@ -1,0 +1,237 @@
+"""The demo's story on one screen: 100 columns at most, readable in 80, plain text in a pipe."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.status import Status
+
+    from servicectl.cli.demo_story import Stage
+
+_WIDTH = 100
+_BAR = 24
+_BAR_ENDS_AT = 1.0  # a PSI of 1 fills the bar; CRITICAL begins at 0.25
+_COLOURS = {"PASS": "green", "WARNING": "yellow", "CRITICAL": "bold red", "INTERRUPTED": "yellow", "COMPLETED": "green"}
+
+
+class Screen:
+    """Prints each stage as it ends. `quiet` prints nothing: --json tells the facts instead."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        columns = shutil.get_terminal_size((_WIDTH, 24)).columns
+        self.console = Console(highlight=False, width=max(40, min(_WIDTH, columns)), quiet=quiet)
+        self._status: Status | None = None
+        self._quiet = quiet
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A line below the story that says what is under way, where somebody watches."""
+        console = self.console if self.console.is_terminal and not self._quiet else Console(file=sys.stderr)
+        if not console.is_terminal:
+            yield
+            return
+        with console.status("servicectl demo") as self._status:
+            try:
+                yield
+            finally:
+                self._status = None
+
+    def begin(self, stage: Stage) -> None:
+        if self._status is not None:
+            self._status.update(stage.title)
+
+    def end(self, stage: Stage) -> None:
+        if not stage.happened:
+            self._failed(stage)
+        elif stage.name in SHOWN:
+            SHOWN[stage.name](self, stage)
+
+    def head(self, title: str, seconds: float | None = None) -> None:
+        line = Table.grid(expand=True)
+        line.add_column(ratio=1)
+        line.add_column(justify="right")
+        line.add_row(f"[bold]{title}[/]", "" if seconds is None else f"[dim]{seconds:.1f} s[/]")
+        self.console.print(line)
+
+    def say(self, text: str) -> None:
+        self.console.print(Padding(text, (0, 0, 0, 2)))
+
+    def as_it_is(self, text: str) -> None:
+        """A path or a command: never broken, so that it can be copied."""
+        self.console.print("  " + escape(text), soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> None:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        for column in columns:
+            table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.console.print(Padding(table, (0, 0, 0, 2)))
+
+    def bar(self, value: float) -> str:
+        block = "█" if self.console.encoding.lower().startswith("utf") else "#"
+        length = round(min(value / _BAR_ENDS_AT, 1.0) * _BAR)
+        return block * length + ("+" if value > _BAR_ENDS_AT else "")
+
+    def _failed(self, stage: Stage) -> None:
+        self.head(f"[red]did not happen:[/] {stage.title}", stage.seconds)
+        self.say(f"seen: {escape(stage.seen or '')}")
+        self.as_it_is(f"look at {stage.log}")
+
+
+def coloured(word: str) -> str:
+    return f"[{_COLOURS[word]}]{word}[/]" if word in _COLOURS else escape(word)
+
+
+def _estate(screen: Screen, stage: Stage) -> None:
+    screen.head("An estate in small", stage.seconds)
+    screen.as_it_is(f"in {stage.facts['folder']}, which stays")
+    screen.say(f"Redis is {escape(stage.facts['redis'])}; beside it the handler, Service C (analytics), Service B (serving)")
+
+
+def _sole_holder(screen: Screen, stage: Stage) -> None:
+    screen.say(f"{stage.facts['database']} is the handler's alone: opened by another process, {_until(stage.facts['refused'])}")
+
+
+def _old_calls(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head(f"{told['calls']:,} old calls of a bank, {told['first']} to {told['last']}", stage.seconds)
+    screen.say(f"{told['values']:,} values stored in bulk by the handler; the view features made")
+
+
+def _first_model(screen: Screen, stage: Stage) -> None:
+    screen.head("servicectl retrain Bank_Calls", stage.seconds)
+    screen.say(f"{escape(stage.facts['reason'])}; published as {stage.facts['version']}")
+
+
+def _sync(screen: Screen, stage: Stage) -> None:
+    said = ", ".join(f"{model} {came}" for model, came in stage.facts["models"].items())
+    screen.head(f"servicectl sync-production [not bold]· {escape(said)}[/]", stage.seconds)
+
+
+def _first_predictions(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.say(f"Service B answers {len(told['calls'])} real calls over gRPC with {told['version']}, sha256 {told['sha256'][:12]}")
+
+
+def _check_before(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head("servicectl drift-check [not bold]before any new row[/]", stage.seconds)
+    screen.say(f"{told['measured']} features measured: nothing found, nothing queued")
+    if told["not_followed_because"]:
+        words = ", ".join(f"{status} {count}x" for status, count in told["service_c_says"].items() if count)
+        because = escape("; ".join(told["not_followed_because"]))
+        screen.say(f"Service C's own words are {words}, not followed: {because}")
+
+
+def _new_calls(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head(f"The newest calls arrive, until {told['last']}", stage.seconds)
+    screen.say(
+        f"{told['by_write_queue']} through the write queue (visible after {told['visible_after_seconds']} s), "
+        f"{told['by_handler']:,} by the handler, {told['without_time']} with the year 1 of file uploads"
+    )
+
+
+def _drift_found(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head("servicectl drift-check [not bold]finds drift[/]", stage.seconds)
+    ordered = sorted(told["features"], key=lambda one: -(one["psi"] or 0.0))
+    rows = [
+        (one["feature"], _figure(one["psi"]), f"[cyan]{screen.bar(one['psi'] or 0.0)}[/]", coloured(one["verdict"]))
+        for one in ordered
+    ]
+    screen.table(["feature", "PSI", "", "verdict"], rows, right=["PSI"])
+    screen.say(f"{told['values_without_time_left_out']} values of the uploads were left out: no usable time")
+
+
+def _alarm(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.say(f"[bold red]ALARM[/] for {told['sounded']} features: stored, then sounded; one retrain queued, and run now")
+
+
+def _retrained(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head(f"Champion {told['champion_version']} against the challenger", stage.seconds)
+    champion = told["champion"]
+    chosen = [name for name in ("f1_macro", "accuracy", "roc_auc", "log_loss") if name in told["challenger"]]
+    rows = [
+        (name + (" *" if name == told["metric"] else ""), _figure(champion[name]), _figure(told["challenger"][name]))
+        for name in chosen
+    ]
+    screen.table(["metric", "champion", "challenger"], rows, right=["champion", "challenger"])
+    screen.say(f"both on the {told['judged_on_rows']:,} newest calls, seen by neither; trained on {told['trained_on_rows']:,}")
+    screen.say(f"* {told['reason']}")
+
+
+def _published(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head(
+        f"{told['version']} is published [not bold](generation {told['generation']}, replaces {told['replaces']})[/]",
+        stage.seconds,
+    )
+    screen.say(escape(told["serving"]))
+
+
+def _second_predictions(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head(f"The same {len(told['calls'])} calls over gRPC, now answered by {told['version']}", stage.seconds)
+    screen.say(f"sha256 {told['sha256'][:12]}, the one that the pointer names")
+    rows = (
+        ("answered before", told["answers_before"]),
+        ("answered now", told["answers"]),
+        ("subscribed then", told["happened_then"]),
+    )
+    screen.table(["call", *map(str, told["calls"])], [(name, *map(str, values)) for name, values in rows])
+
+
+def _stores(screen: Screen, stage: Stage) -> None:
+    told = stage.facts
+    screen.head("In the stores", stage.seconds)
+    registry = ", ".join(f"{row['version']} {row['status']}" for row in told["registry"])
+    rows, redis = told["rows"], told["redis"]
+    screen.say(f"artifacts  {_short(told['files'])}")
+    screen.say(f"registry   {registry}; {rows['drift_results']} drift results, {rows['model_baselines']} baselines")
+    screen.say(f"Redis      {len(redis['keys'])} keys, {redis['model_events']} model events; all three agree")
+
+
+def _short(files: Mapping[str, int]) -> str:
+    """File names without the part that all of them share."""
+    stems = [name.rpartition("/")[2].removeprefix("Model_Bank_Calls_") for name in files]
+    return ", ".join(stems)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _until(text: str, longest: int = 60) -> str:
+    return escape(text if len(text) <= longest else f"{text[: longest - 3]}...")
+
+
+SHOWN: dict[str, Callable[[Screen, Stage], Any]] = {
+    "estate": _estate,
+    "sole-holder": _sole_holder,
+    "old-calls": _old_calls,
+    "first-model": _first_model,
+    "sync-production": _sync,
+    "first-predictions": _first_predictions,
+    "check-before": _check_before,
+    "new-calls": _new_calls,
+    "drift-found": _drift_found,
+    "alarm": _alarm,
+    "retrained": _retrained,
+    "published": _published,
+    "second-predictions": _second_predictions,
+    "stores": _stores,
+}
