@@ -36,7 +36,7 @@ _FIRST_NEW = data.TOTAL_ROWS - data.NEW_ROWS
 _THROUGH_THE_QUEUE = 20
 _UPLOADED = 12
 _NO_TIME = "0001-01-01T00:00:00Z"  # what file uploads carry
-_ASKED = range(_FIRST_NEW, data.TOTAL_ROWS, data.NEW_ROWS // 6)
+_ASKED = range(data.TOTAL_ROWS - 1 - 7 * 500, data.TOTAL_ROWS, 500)
 _BAD = ("WARNING", "CRITICAL")
 
 
@@ -160,6 +160,7 @@ def _noticed(story: Story, at: DemoEstate) -> None:
         stage.seconds = said.seconds - took["retrain"] - took["publish"]
         stage.facts = {
             "outcome": check["outcome"],
+            "job": check["job_id"],
             "features": [
                 {name: one[name] for name in ("feature", "psi", "ks_stat", "status", "verdict", "reason")}
                 for one in result["decisions"]
@@ -168,7 +169,9 @@ def _noticed(story: Story, at: DemoEstate) -> None:
             "retrain_queued_for": result["retrain"].get(MODEL, []),
         }
         require(at, check["outcome"] == "drift" and MODEL in result["retrain"], "the newest rows raised no drift")
-        require(at, result["rows_without_time"] == _UPLOADED * len(data.FEATURES), "the uploaded rows were not left out")
+        require(
+            at, result["rows_without_time"] == _UPLOADED * len(data.FEATURES), "the uploaded rows were not left out"
+        )
     with story.stage("alarm") as stage:
         sounded = [line for line in said.story.splitlines() if line.startswith("ALARM")]
         stored = [alarm.feature for alarm in at.alarms() if alarm.verdict == "CRITICAL"]
@@ -178,10 +181,16 @@ def _noticed(story: Story, at: DemoEstate) -> None:
         stage.seconds = took["retrain"]
         retrain = said.job("retrain")
         result = retrain["result"]
-        stage.facts = {"outcome": retrain["outcome"], "champion_version": result["champion_version"], **_verdict(result)}
+        stage.facts = {
+            "outcome": retrain["outcome"],
+            "champion_version": result["champion_version"],
+            **_verdict(result),
+        }
         champion, challenger = stage.facts["champion"], stage.facts["challenger"]
         metric = stage.facts["metric"]
-        require(at, retrain["outcome"] == "promoted", f"the challenger was {retrain['outcome']}: {stage.facts['reason']}")
+        require(
+            at, retrain["outcome"] == "promoted", f"the challenger was {retrain['outcome']}: {stage.facts['reason']}"
+        )
         require(at, champion and challenger[metric] > champion[metric], f"the challenger's {metric} is not better")
     with story.stage("published") as stage:
         stage.seconds = took["publish"]
@@ -255,7 +264,7 @@ def _stores(at: DemoEstate) -> dict[str, Any]:
         "(SELECT count(*) FROM features_table) AS features_table"
     )[0]
     with redis.Redis.from_url(at.estate.redis_url) as client:
-        keys = sorted(bytes(key).decode() for key in client.keys())
+        keys = sorted(bytes(key).decode() for key in client.scan_iter())
         events = client.xlen("model_events")
     files = sorted(path for path in at.artifacts.rglob("*") if path.is_file() and ".servicectl" not in path.parts)
     return {
@@ -266,7 +275,9 @@ def _stores(at: DemoEstate) -> dict[str, Any]:
                 "version": row.version,
                 "status": row.status,
                 "trained": str(row.trained_date),
-                "worst_drift_score": max((f.drift_score for f in row.expected_features if f.drift_score is not None), default=None),
+                "worst_drift_score": max(
+                    (f.drift_score for f in row.expected_features if f.drift_score is not None), default=None
+                ),
             }
             for row in sorted(rows, key=lambda row: row.version)
         ],
@@ -274,4 +285,3 @@ def _stores(at: DemoEstate) -> dict[str, Any]:
         "redis": {"keys": keys, "model_events": events},
         "jobs": [{name: job[name] for name in ("id", "kind", "state", "outcome")} for job in at.jobs()],
     }
-

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
@@ -21,7 +22,7 @@ from servicectl.miniature.estate import RedisKind
 if TYPE_CHECKING:
     from types import FrameType
 
-    from servicectl.cli.common import Session
+    from servicectl.cli.session import Session
 
 
 def start(at: Session, *, crash: bool, folder: Path | None, redis: str) -> NoReturn:
@@ -58,10 +59,8 @@ def _plain(screen: Screen, place: Path, redis: RedisKind) -> tuple[Story, dict[s
     from servicectl.cli import demo_plain
 
     story = Story(demo_plain.PLAN, place / "log", screen.begin, screen.end)
-    try:
+    with suppress(Stopped):
         demo_plain.run(story, place, redis)
-    except Stopped:
-        pass
     return story, {"demo": "loop"}
 
 
@@ -69,10 +68,8 @@ def _crash(screen: Screen, place: Path, redis: RedisKind) -> tuple[Story, dict[s
     from servicectl.cli import demo_crash
 
     story = Story(demo_crash.PLAN, place, screen.begin, lambda stage: demo_crash.show(screen, stage))
-    try:
+    with suppress(Stopped):
         demo_crash.run(story, place, redis)
-    except Stopped:
-        pass
     return story, {"demo": "crash"}
 
 
@@ -93,12 +90,17 @@ def _print_json(story: Story, place: Path, more: dict[str, Any]) -> None:
 def _last_words(screen: Screen, story: Story, folder: Path) -> None:
     missing = [stage.name for stage in story.stages if not stage.happened]
     if missing:
-        screen.head(f"[red]{len(missing)} of {len(story.stages)} stages did not happen:[/] {', '.join(missing)}", story.seconds)
+        screen.head(
+            f"[red]{len(missing)} of {len(story.stages)} stages did not happen:[/] {', '.join(missing)}", story.seconds
+        )
         return
-    screen.head("All of it happened. The estate is stopped, its folder stays; look around with", story.seconds)
+    screen.head(
+        "All of it happened [not bold]· the estate is stopped, its folder stays; look around with[/]", story.seconds
+    )
     program, config = _program(), _relative(folder / "servicectl.toml")
-    for words in ("jobs list", "jobs show JOB"):
-        screen.as_it_is(f"{program} --config {config} {words}")
+    job = next((stage.facts["job"] for stage in story.stages if "job" in stage.facts), "JOB")
+    for words in ("jobs list", f"jobs show {job[-8:]}"):
+        screen.as_it_is(f"{program} --config {shlex.quote(config)} {words}")
 
 
 def _program() -> str:
@@ -107,7 +109,11 @@ def _program() -> str:
     found = shutil.which("servicectl")
     if found is not None and Path(found).resolve() == typed.resolve():
         return "servicectl"
-    return _relative(typed.absolute()) if typed.name == "servicectl" else f"{_relative(Path(sys.executable))} -m servicectl"
+    return (
+        _relative(typed.absolute())
+        if typed.name == "servicectl"
+        else f"{_relative(Path(sys.executable))} -m servicectl"
+    )
 
 
 def _relative(path: Path) -> str:
@@ -116,10 +122,11 @@ def _relative(path: Path) -> str:
 
 
 def _redis_kind(text: str) -> RedisKind:
-    for kind in get_args(RedisKind):
+    kinds: tuple[RedisKind, ...] = get_args(RedisKind)
+    for kind in kinds:
         if text == kind:
             return kind
-    raise UsageError(f"--redis {text}: no such kind", cure="auto, server or python")
+    raise UsageError(f"--redis {text}: no such kind", cure=f"one of: {', '.join(kinds)}")
 
 
 @contextmanager

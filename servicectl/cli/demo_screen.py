@@ -64,7 +64,7 @@ class Screen:
         self.console.print(line)
 
     def say(self, text: str) -> None:
-        self.console.print(Padding(text, (0, 0, 0, 2)))
+        self.console.print(Padding(text, (0, 0, 0, 2), expand=False))
 
     def as_it_is(self, text: str) -> None:
         """A path or a command: never broken, so that it can be copied."""
@@ -76,7 +76,7 @@ class Screen:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(Padding(table, (0, 0, 0, 2)))
+        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
 
     def bar(self, value: float) -> str:
         block = "█" if self.console.encoding.lower().startswith("utf") else "#"
@@ -96,11 +96,13 @@ def coloured(word: str) -> str:
 def _estate(screen: Screen, stage: Stage) -> None:
     screen.head("An estate in small", stage.seconds)
     screen.as_it_is(f"in {stage.facts['folder']}, which stays")
-    screen.say(f"Redis is {escape(stage.facts['redis'])}; beside it the handler, Service C (analytics), Service B (serving)")
+    screen.say(f"Redis is {escape(stage.facts['redis'])}")
+    screen.say("the handler, Service C (analytics) and Service B (serving) are processes of their own")
 
 
 def _sole_holder(screen: Screen, stage: Stage) -> None:
-    screen.say(f"{stage.facts['database']} is the handler's alone: opened by another process, {_until(stage.facts['refused'])}")
+    refused = stage.facts["refused"].rpartition("IO Error: ")[2].partition(" on file")[0]
+    screen.say(f"{stage.facts['database']} is the handler's alone; another process is told: {escape(refused[:60])}")
 
 
 def _old_calls(screen: Screen, stage: Stage) -> None:
@@ -110,8 +112,8 @@ def _old_calls(screen: Screen, stage: Stage) -> None:
 
 
 def _first_model(screen: Screen, stage: Stage) -> None:
-    screen.head("servicectl retrain Bank_Calls", stage.seconds)
-    screen.say(f"{escape(stage.facts['reason'])}; published as {stage.facts['version']}")
+    screen.head(f"servicectl retrain Bank_Calls [not bold]· published as {stage.facts['version']}[/]", stage.seconds)
+    screen.say(escape(stage.facts["reason"]))
 
 
 def _sync(screen: Screen, stage: Stage) -> None:
@@ -121,31 +123,32 @@ def _sync(screen: Screen, stage: Stage) -> None:
 
 def _first_predictions(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.say(f"Service B answers {len(told['calls'])} real calls over gRPC with {told['version']}, sha256 {told['sha256'][:12]}")
+    model = f"{told['version']} (sha256 {told['sha256'][:12]}, as the pointer says)"
+    screen.say(f"Service B answers {len(told['calls'])} real calls over gRPC with {model}")
 
 
 def _check_before(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head("servicectl drift-check [not bold]before any new row[/]", stage.seconds)
+    screen.head("servicectl drift-check [not bold]· before any new row[/]", stage.seconds)
     screen.say(f"{told['measured']} features measured: nothing found, nothing queued")
     if told["not_followed_because"]:
-        words = ", ".join(f"{status} {count}x" for status, count in told["service_c_says"].items() if count)
-        because = escape("; ".join(told["not_followed_because"]))
-        screen.say(f"Service C's own words are {words}, not followed: {because}")
+        words = ", ".join(f"{count} {status}" for status, count in told["service_c_says"].items() if count)
+        screen.say(f"Service C itself says {words}; not followed: {escape('; '.join(told['not_followed_because']))}")
 
 
 def _new_calls(screen: Screen, stage: Stage) -> None:
     told = stage.facts
     screen.head(f"The newest calls arrive, until {told['last']}", stage.seconds)
+    waited = told["visible_after_seconds"]
     screen.say(
-        f"{told['by_write_queue']} through the write queue (visible after {told['visible_after_seconds']} s), "
-        f"{told['by_handler']:,} by the handler, {told['without_time']} with the year 1 of file uploads"
+        f"{told['by_write_queue']} by the write queue (visible after {waited} s), {told['by_handler']:,} by the handler, "
+        f"{told['without_time']} uploads of the year 1"
     )
 
 
 def _drift_found(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head("servicectl drift-check [not bold]finds drift[/]", stage.seconds)
+    screen.head("servicectl drift-check [not bold]· finds drift[/]", stage.seconds)
     ordered = sorted(told["features"], key=lambda one: -(one["psi"] or 0.0))
     rows = [
         (one["feature"], _figure(one["psi"]), f"[cyan]{screen.bar(one['psi'] or 0.0)}[/]", coloured(one["verdict"]))
@@ -157,40 +160,42 @@ def _drift_found(screen: Screen, stage: Stage) -> None:
 
 def _alarm(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.say(f"[bold red]ALARM[/] for {told['sounded']} features: stored, then sounded; one retrain queued, and run now")
+    screen.say(
+        f"[bold red]ALARM[/] for {told['sounded']} features, stored and sounded; the retrain is queued, and run now"
+    )
 
 
 def _retrained(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head(f"Champion {told['champion_version']} against the challenger", stage.seconds)
+    rows_of_both = f"{told['judged_on_rows']:,} newest calls, seen by neither"
+    screen.head(
+        f"Champion {told['champion_version']} against the challenger [not bold]· {rows_of_both}[/]", stage.seconds
+    )
     champion = told["champion"]
-    chosen = [name for name in ("f1_macro", "accuracy", "roc_auc", "log_loss") if name in told["challenger"]]
+    chosen = [name for name in ("f1_macro", "accuracy", "roc_auc") if name in told["challenger"]]
     rows = [
         (name + (" *" if name == told["metric"] else ""), _figure(champion[name]), _figure(told["challenger"][name]))
         for name in chosen
     ]
     screen.table(["metric", "champion", "challenger"], rows, right=["champion", "challenger"])
-    screen.say(f"both on the {told['judged_on_rows']:,} newest calls, seen by neither; trained on {told['trained_on_rows']:,}")
     screen.say(f"* {told['reason']}")
 
 
 def _published(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head(
-        f"{told['version']} is published [not bold](generation {told['generation']}, replaces {told['replaces']})[/]",
-        stage.seconds,
-    )
+    place = f"· generation {told['generation']}, replaces {told['replaces']}"
+    screen.head(f"{told['version']} is published [not bold]{place}[/]", stage.seconds)
     screen.say(escape(told["serving"]))
 
 
 def _second_predictions(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head(f"The same {len(told['calls'])} calls over gRPC, now answered by {told['version']}", stage.seconds)
-    screen.say(f"sha256 {told['sha256'][:12]}, the one that the pointer names")
+    model = f"{told['version']} (sha256 {told['sha256'][:12]}, as the pointer says)"
+    screen.head(f"The same calls again [not bold]· answered by {model}[/]", stage.seconds)
     rows = (
-        ("answered before", told["answers_before"]),
-        ("answered now", told["answers"]),
-        ("subscribed then", told["happened_then"]),
+        ("before", told["answers_before"]),
+        ("now", told["answers"]),
+        ("subscribed", told["happened_then"]),
     )
     screen.table(["call", *map(str, told["calls"])], [(name, *map(str, values)) for name, values in rows])
 
@@ -200,23 +205,23 @@ def _stores(screen: Screen, stage: Stage) -> None:
     screen.head("In the stores", stage.seconds)
     registry = ", ".join(f"{row['version']} {row['status']}" for row in told["registry"])
     rows, redis = told["rows"], told["redis"]
-    screen.say(f"artifacts  {_short(told['files'])}")
-    screen.say(f"registry   {registry}; {rows['drift_results']} drift results, {rows['model_baselines']} baselines")
-    screen.say(f"Redis      {len(redis['keys'])} keys, {redis['model_events']} model events; all three agree")
+    screen.say(f"artifacts: {_by_stem(told['files'])}")
+    screen.say(f"registry:  {registry}; {rows['drift_results']} drift results, {rows['model_baselines']} baselines")
+    screen.say(f"Redis:     {len(redis['keys'])} keys, {redis['model_events']} model events; all three agree")
 
 
-def _short(files: Mapping[str, int]) -> str:
-    """File names without the part that all of them share."""
-    stems = [name.rpartition("/")[2].removeprefix("Model_Bank_Calls_") for name in files]
-    return ", ".join(stems)
+def _by_stem(files: Mapping[str, int]) -> str:
+    """Each version once, with the kinds of files that it has."""
+    kinds: dict[str, list[str]] = {}
+    for name in files:
+        last = name.rpartition("_")[2]
+        stem = next((end for end in (".manifest.json", ".json", ".pkl") if last.endswith(end)), "")
+        kinds.setdefault(last.removesuffix(stem), []).append(stem)
+    return ", ".join(f"{stem} ({' '.join(sorted(ends))})" for stem, ends in kinds.items())
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _until(text: str, longest: int = 60) -> str:
-    return escape(text if len(text) <= longest else f"{text[: longest - 3]}...")
 
 
 SHOWN: dict[str, Callable[[Screen, Stage], Any]] = {

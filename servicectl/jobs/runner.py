@@ -223,11 +223,10 @@ class Runner:
             job = self.table.retry_later(job, error.message, error.cure, self._retries.delay(job.attempts), change)
             return _ended(job) if job.ended else Ran(job, error.exit_status, error)
         cure = error.cure or f"servicectl jobs show {job.short_id}"
-        needs_operator = not error.retryable
-        failed = self.table.fail(
-            job, error.message, cure, int(error.exit_status), change, needs_operator=needs_operator
-        )
-        return Ran(failed, error.exit_status, error)
+        # "Try again" would be a lie once nothing tries again by itself.
+        status = ExitStatus.FAILED if error.retryable else error.exit_status
+        failed = self.table.fail(job, error.message, cure, int(status), change, needs_operator=not error.retryable)
+        return Ran(failed, status, error)
 
 
 def worst(statuses: Sequence[ExitStatus]) -> ExitStatus:

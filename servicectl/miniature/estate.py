@@ -121,7 +121,9 @@ url = {_toml(f"file://{self.folder}/artifacts")}
         self._start("redis_server", "--port", str(port))
 
     def _start(self, module: str, *options: str) -> None:
-        process = self._spawn(module, [sys.executable, "-m", f"servicectl.miniature.{module}", *options], ready_line=True)
+        process = self._spawn(
+            module, [sys.executable, "-m", f"servicectl.miniature.{module}", *options], ready_line=True
+        )
         assert process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)

@@ -98,7 +98,8 @@ def test_a_job_that_fails_in_its_last_attempt_is_over(tmp_path: Path, hand: Hand
 
     ran = [mine.run(job.job_id) for _ in range(3)][-1]
 
-    assert (ran.job.state, ran.job.needs_operator, ran.exit_status) == (State.FAILED, False, ExitStatus.TRY_AGAIN)
+    assert (ran.job.state, ran.job.needs_operator, ran.exit_status) == (State.FAILED, False, ExitStatus.FAILED)
+    assert ran.job.exit_status == ExitStatus.FAILED
     assert edges(mine, job)[1:] == ["claim", "retry_later", "claim", "retry_later", "claim", "fail"]
 
 
@@ -171,11 +172,16 @@ def test_prune_forgets_old_ended_jobs_and_never_an_unfinished_one(
     young = mine.submit(NewJob("work", "young")).job
     mine.run(young.job_id)
 
-    named = mine.table.prune(hand.moment - timedelta(seconds=50), dry_run=dry_run)
+    work = tmp_path / "work"
+    for job in (old, young, waiting):
+        (work / job.job_id / "1").mkdir(parents=True, exist_ok=True)
+
+    named = mine.prune(hand.moment - timedelta(seconds=50), dry_run=dry_run)
 
     assert named == [old.job_id]
     left = {job.job_id for job in mine.table.newest()}
     assert left == {waiting.job_id, young.job_id} | ({old.job_id} if dry_run else set())
+    assert {folder.name for folder in work.iterdir()} == left
     assert bool(mine.table.events(old.job_id)) == bool(mine.table.steps(old.job_id)) == dry_run
     assert mine.submit(NewJob("work", "old", request_id="old")).created is not dry_run
 

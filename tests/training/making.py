@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+
 from servicectl.training import floor
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import ProductFile, Source, Trained, TrainingSpec
@@ -43,7 +44,13 @@ def storm_spec(**changes: Any) -> TrainingSpec:
 
 def bike_spec(**changes: Any) -> TrainingSpec:
     features = ("hr", "workingday", "temp", "hum", "windspeed", "season")
-    given = {"model_id": "Bikes", "task": "regression", "label": "cnt", "features": features, "categorical": ("hr", "season")}
+    given = {
+        "model_id": "Bikes",
+        "task": "regression",
+        "label": "cnt",
+        "features": features,
+        "categorical": ("hr", "season"),
+    }
     return TrainingSpec(**given | changes)
 
 

@@ -150,9 +150,7 @@ def test_one_class_in_the_training_part_is_an_error(tmp_path: Path) -> None:
         trained_here(spec, path, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("memory_mb", "words"), [(100, "the libraries alone take"), (450, "training.memory_mb = 450")]
-)
+@pytest.mark.parametrize(("memory_mb", "words"), [(100, "the libraries alone take"), (360, "training.memory_mb = 360")])
 def test_too_little_memory_is_told_with_its_limit(
     tmp_path: Path, bank_before: Path, memory_mb: int, words: str
 ) -> None:

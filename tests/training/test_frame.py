@@ -68,7 +68,16 @@ def test_nothing_left_to_train_on_is_an_error(seconds: tuple[int, ...], embargo_
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("3", 3.0), ("3.0", 3.0), (" 5 ", 5.0), ("1e3", 1000.0), ("1_000", 1000.0), ("True", "True"), ("1,5", "1,5"), ("", "")],
+    [
+        ("3", 3.0),
+        ("3.0", 3.0),
+        (" 5 ", 5.0),
+        ("1e3", 1000.0),
+        ("1_000", 1000.0),
+        ("True", "True"),
+        ("1,5", "1,5"),
+        ("", ""),
+    ],
 )
 def test_text_is_read_as_service_b_reads_it(text: str, value: float | str) -> None:
     assert as_number(text) == value

@@ -110,7 +110,7 @@ def test_a_seeded_sample_is_the_same_each_time_and_in_time_order() -> None:
 
 
 def test_any_feature_name_is_taken_literally() -> None:
-    name = "it's \"odd\"; DROP TABLE features_table --"
+    name = 'it\'s "odd"; DROP TABLE features_table --'
     rows: list[Row] = [("e", name, 5.0, day(1), day(1)), ("e", "y", 1.0, day(1), day(1))]
 
     assert taken(rows, spec(features=(name,))) == [("e", day(1), 1.0, 5.0)]
@@ -120,7 +120,9 @@ def test_any_feature_name_is_taken_literally() -> None:
                                     Source(kind="sql", query="SELECT * FROM events -- all;", entity_column="who", time_column="at_time")])  # fmt: skip
 def test_wide_tables_and_queries_keep_types_and_lose_nans(source: Source) -> None:
     with duckdb.connect() as connection:
-        connection.execute("CREATE TABLE events (who INTEGER, at_time TIMESTAMP, y TEXT, a DOUBLE, b TEXT, unused TEXT)")
+        connection.execute(
+            "CREATE TABLE events (who INTEGER, at_time TIMESTAMP, y TEXT, a DOUBLE, b TEXT, unused TEXT)"
+        )
         connection.execute(
             "INSERT INTO events VALUES (2, '2026-01-02', 'no', 'nan', 'blue', ''), (1, '2026-01-02', 'yes', 1, NULL, ''),"
             " (3, '2026-01-02', NULL, 1, 'x', ''), (4, '0001-01-01', 'no', 1, 'x', '')"
