@@ -53,12 +53,20 @@ class Look:
 
 
 def start(world: World, *, queue_only: bool = False) -> list[Ran]:
-    """Carry on an unfinished check, then check; unless told to queue only, run the retrains it asks for."""
-    carried = world.runner.carry_on([DRIFT_CHECK])
-    job = world.runner.submit(NewJob(DRIFT_CHECK, DRIFT_CHECK, {}, trigger=world.trigger)).job
-    if queue_only or world.config.drift.retrain == "queue":
-        return [*carried, world.runner.run(job.job_id)]
-    return [*carried, *world.runner.run_with_children(job.job_id)]
+    """Carry on an unfinished check, then check; unless told to queue only, run the retrains they ask for."""
+    ran, finished_another = _check_once(world, queue_only=queue_only)
+    if finished_another:
+        ran += _check_once(world, queue_only=queue_only)[0]
+    return ran
+
+
+def _check_once(world: World, *, queue_only: bool) -> tuple[list[Ran], bool]:
+    """One check, and whether it was an earlier one, whose look may be old."""
+    submitted = world.runner.submit(NewJob(DRIFT_CHECK, DRIFT_CHECK, {}, trigger=world.trigger))
+    job_id = submitted.job.job_id
+    queued = queue_only or world.config.drift.retrain == "queue"
+    ran = [world.runner.run(job_id)] if queued else world.runner.run_with_children(job_id)
+    return ran, not submitted.created and ran[0].job.ended
 
 
 def run(world: World, context: JobContext) -> Result:
@@ -69,7 +77,7 @@ def run(world: World, context: JobContext) -> Result:
     for unexpected in look.unexpected:
         log.warning(f"Service C answered {unexpected}, which was not asked for; it was left out")
     for row in rows:
-        scores = _scores(look.decisions, row.model_id)
+        scores = _scores(look.decisions, row)
         if scores:
             context.step(f"scores {row.model_id}", partial(_write_scores, world, context, row, scores), str)
     context.step("record", lambda: _record(world, context, look), int)
@@ -173,13 +181,15 @@ def _moment(text: object) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _scores(decisions: tuple[Decision, ...], model_id: str) -> dict[str, float]:
-    """PSI per feature; a feature that was not measured keeps its last known score."""
+def _scores(decisions: tuple[Decision, ...], row: ModelRow) -> dict[str, float]:
+    """PSI per feature of this version; a feature that was not measured keeps its last known score."""
     unmeasured = (Verdict.NOT_MEASURED, Verdict.QUARANTINE)
     return {
         decision.feature: decision.psi
         for decision in decisions
-        if decision.model_id == model_id and decision.psi is not None and decision.verdict not in unmeasured
+        if (decision.model_id, decision.version) == (row.model_id, row.version)
+        and decision.psi is not None
+        and decision.verdict not in unmeasured
     }
 
 

@@ -22,6 +22,8 @@ def start(world: World, *, allow_remove: bool = False) -> list[Ran]:
     """Carry on what is unfinished of every model's serving scope, then sync."""
     unfinished = {job.scope for job in world.runner.table.unfinished() if job.scope.startswith("serving:")}
     carried = world.runner.carry_on([*sorted(unfinished), SYNC_PRODUCTION])
+    if any(ran.job.kind == SYNC_PRODUCTION and not ran.job.ended for ran in carried):
+        return carried  # it has just met what keeps it from ending
     new = NewJob(SYNC_PRODUCTION, SYNC_PRODUCTION, {"allow_remove": allow_remove}, trigger=world.trigger)
     job = world.runner.submit(new).job
     return [*carried, *world.runner.run_with_children(job.job_id)]

@@ -23,6 +23,7 @@ from servicectl.estate.artifacts.pointer import Pointer, decode
 from servicectl.estate.queue import HandlerQueue
 from servicectl.estate.registry import Registry
 from servicectl.estate.serving import ServingClient
+from servicectl.files import write_atomically
 from servicectl.miniature import data
 from servicectl.miniature.estate import MiniatureEstate, RedisKind
 from servicectl.store import Store
@@ -71,10 +72,7 @@ class DemoEstate:
 
     def __enter__(self) -> Self:
         self._running.enter_context(self.estate)
-        features = json.dumps(list(data.FEATURES))
-        # Names only: every threshold, seed and metric of the demo is the default.
-        model = f'[models.{MODEL}]\nlabel = "{data.LABEL}"\nfeatures = {features}\n'
-        self.config.write_text(self.estate.config_text(model))
+        write_atomically(self.config, self.estate.config_text(model_section()).encode())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -191,6 +189,11 @@ class DemoEstate:
     def jobs(self) -> list[dict[str, Any]]:
         """`servicectl jobs list`, oldest first."""
         return list(reversed(self.done("jobs", "list", "--all").told["jobs"]))
+
+
+def model_section() -> str:
+    """The model's part of the configuration. Names only: every threshold, seed and metric is the default."""
+    return f'[models.{MODEL}]\nlabel = "{data.LABEL}"\nfeatures = {json.dumps(list(data.FEATURES))}\n'
 
 
 def call(row: int) -> dict[str, float]:

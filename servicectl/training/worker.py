@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -10,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from servicectl.errors import ServicectlError
+from servicectl.errors import ServicectlError, TryAgain
 from servicectl.training import child, confine, floor
 
 _LEAST_FREE_MB = 64
@@ -91,16 +92,22 @@ def _answered(work: Callable[[Any], object], request: object, what: str, memory_
         return child.encoded_failure(error)
     except MemoryError as error:
         return child.encoded_failure(child.out_of_memory(what, memory_mb, str(error) or "MemoryError"))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _unforeseen(what, error)
+        return child.encoded_failure(TryAgain(f"{what}: {error.strerror} ({error.filename})", cure="free some space"))
     except Exception as error:  # noqa: BLE001 -- the process ends here; the parent raises it with its words
-        trace = traceback.format_exc()
         if memory_mb and "alloc" in str(error).lower():
             return child.encoded_failure(child.out_of_memory(what, memory_mb, str(error).splitlines()[0]))
-        words = f"{what} failed: {type(error).__name__}: {error}"
-        return msgspec.json.encode(
-            child.Answer(
-                failure=child.Failure(kind="ServicectlError", message=words, cure="run it with -vv", trace=trace)
-            )
-        )
+        return _unforeseen(what, error)
+
+
+def _unforeseen(what: str, error: Exception) -> bytes:
+    words = f"{what} failed: {type(error).__name__}: {error}"
+    failure = child.Failure(
+        kind="ServicectlError", message=words, cure="run it again with -vv", trace=traceback.format_exc()
+    )
+    return msgspec.json.encode(child.Answer(failure=failure))
 
 
 if __name__ == "__main__":

@@ -4,18 +4,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from servicectl.errors import BadData, ServicectlError, TryAgain
-from servicectl.training import child
+from servicectl.training import child, floor
 from servicectl.training.child import Limits
-from servicectl.training.spec import SnapshotFacts, TrainingSpec
+from tests.training.making import bank_spec
 
 
 def run(code: str, limits: Limits | None = None) -> object:
-    return child.run("task", {"x": 1}, dict, what="the work", limits=limits or Limits(), program=("-c", code))  # type: ignore[arg-type] -- any JSON
+    return child.run("task", {"x": 1}, dict[str, str], what="the work", limits=limits or Limits(), program=("-c", code))
 
 
 def test_the_floor_is_light_to_import() -> None:
@@ -71,14 +72,9 @@ def test_an_error_arrives_as_the_same_kind_with_its_cure() -> None:
     assert raised.value.cure == "get some"
 
 
-def test_a_bug_in_the_child_is_told_as_one_line(tmp_path: Path) -> None:
-    from servicectl.training import floor
-
-    spec = TrainingSpec(model_id="M", label="y", features=("a",))
-    request = floor.TrainRequest(spec=spec, snapshot=str(tmp_path), folder=str(tmp_path))
-
-    with pytest.raises(ServicectlError, match=r"describe of M failed: ValidationError|describe of M failed"):
-        child.run("describe", request, SnapshotFacts, what="reading M", limits=Limits())
+def test_what_the_child_did_not_foresee_is_told_in_one_line(tmp_path: Path, bank_before: Path) -> None:
+    with pytest.raises(ServicectlError, match="train of Bank failed: FileNotFoundError"):
+        floor.train(bank_spec(), bank_before, tmp_path / "no such folder")
 
 
 _PARENT = """
@@ -116,8 +112,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def _until(condition: object) -> None:
-    assert callable(condition)
+def _until(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < limit

@@ -98,7 +98,7 @@ def test_better_is_positive_whichever_way_the_metric_points() -> None:
     assert better("mae", 0.5, 0.9) == pytest.approx(0.4)
 
 
-class _Nan(LinearRegression):  # type: ignore[misc] -- scikit-learn ships no types
+class _Nan(LinearRegression):  # type: ignore[misc]  # scikit-learn ships no types
     def predict(self, X: Any) -> NDArray[np.float64]:  # noqa: N803 -- scikit-learn's name
         return np.full(len(X), np.nan)
 

@@ -29,7 +29,8 @@ def taken(rows: list[Row], wanted: TrainingSpec) -> list[tuple[Any, ...]]:
     with duckdb.connect() as connection:
         connection.execute(FEATURES_TABLE)
         connection.executemany("INSERT INTO features_table VALUES (?, ?, ?, ?, ?)", rows)
-        return connection.execute(snapshot_query(wanted, Source())).fetchall()
+        found: list[tuple[Any, ...]] = connection.execute(snapshot_query(wanted, Source())).fetchall()
+    return found
 
 
 def test_a_value_from_after_the_label_is_not_taken() -> None:
@@ -75,16 +76,17 @@ def test_it_agrees_with_a_join_written_row_by_row() -> None:
         (chance.choice("pqr"), chance.choice("aby"), float(chance.randrange(9)), day(chance.randrange(12)), day(number))
         for number in range(200)
     ]
-    moments = sorted({(row[3], row[0]) for row in rows if row[1] == "y"})  # type: ignore[type-var] -- never None here
 
-    def as_of(entity: str, name: str, at_most: datetime) -> float | None:
-        known = [row for row in rows if row[:2] == (entity, name) and row[3] is not None and row[3] <= at_most]
-        return max(known, key=lambda row: (row[3], row[4]))[2] if known else None  # type: ignore[arg-type, return-value] -- none is None
+    def as_of(entity: object, name: str, at_most: datetime) -> float | None:
+        known = [
+            (when, recorded, value)
+            for of, feature, value, when, recorded in rows
+            if of == entity and feature == name and when is not None and when <= at_most and recorded is not None
+        ]
+        return max(known)[2] if known else None
 
-    expected = [
-        (entity, moment, *(as_of(entity, name, moment) for name in "yab"))  # type: ignore[arg-type] -- none is None
-        for moment, entity in moments
-    ]
+    moments = sorted({(row[3], row[0]) for row in rows if row[1] == "y" and row[3] is not None and row[0] is not None})
+    expected = [(entity, moment, *(as_of(entity, name, moment) for name in "yab")) for moment, entity in moments]
 
     assert taken(rows, spec()) == expected
 
