@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,7 +28,7 @@ from servicectl.drift.policy import (
     decide,
     summary,
 )
-from servicectl.errors import ExitStatus, NotMeasured
+from servicectl.errors import BadAnswer, ExitStatus, NotMeasured
 from servicectl.estate.artifacts import names
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
@@ -96,6 +97,13 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
             "model_metadata has no production row although Redis names production models: "
             + ", ".join(sorted(world.keys.names())),
             cure="servicectl doctor; is the handler serving the right database file?",
+        )
+    versions = Counter(row.model_id for row in rows)
+    if doubled := sorted(model_id for model_id, count in versions.items() if count > 1):
+        told = ", ".join(f"{row.model_id} {row.version}" for row in rows if row.model_id in doubled)
+        raise BadAnswer(
+            f"model_metadata has more than one production row of a model: {told}",
+            cure="servicectl sync-production  keeps the one that the artifact store's pointer names",
         )
     if rows and not world.registry.has_features_view():
         from servicectl.estate.features import CREATE_VIEW

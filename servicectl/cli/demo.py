@@ -23,7 +23,7 @@ def demo(
         bool, typer.Option("--crash", help="Kill the retrain and the publish midway, then resume.")
     ] = False,
     folder: Annotated[
-        Path | None, typer.Option(help="Where to make the estate; default: a new scratch folder.")
+        Path | None, typer.Option(help="Where to make the estate; default: a new ./servicectl-demo-<time>.")
     ] = None,
     redis: Annotated[
         str, typer.Option(help="auto: redis-server on PATH, else pure Python; or: server, python.")

@@ -79,7 +79,7 @@ def show(screen: Screen, stage: Stage) -> None:
         ended = ", ".join(f"{job['kind']} {job['outcome']}" for job in told["ran"])
         screen.say(f"{ended}: {told['version']} is in production, generation {told['generation']}")
     elif stage.name in ("retrain-killed", "publish-killed"):
-        screen.head(f"servicectl jobs resume [not bold]· [bold red]SIGKILL[/] at {told['killed_at']}[/]", stage.seconds)
+        screen.head(f"servicectl jobs resume[not bold]: [bold red]SIGKILL[/] at {told['killed_at']}[/]", stage.seconds)
         if "pointer" in told:
             screen.say(
                 f"the production file holds the new bytes, the pointer still names {told['pointer']}, which is whole"

@@ -94,11 +94,9 @@ def _last_words(screen: Screen, story: Story, folder: Path) -> None:
             f"[red]{len(missing)} of {len(story.stages)} stages did not happen:[/] {', '.join(missing)}", story.seconds
         )
         return
-    screen.head(
-        "All of it happened [not bold]· the estate is stopped, its folder stays; look around with[/]", story.seconds
-    )
+    screen.head("All of it happened[not bold]; estate stopped, folder kept; look around:[/]", story.seconds)
     program, config = _program(), _relative(folder / "servicectl.toml")
-    job = next((stage.facts["job"] for stage in story.stages if "job" in stage.facts), "JOB")
+    job = next((stage.facts["job"] for stage in reversed(story.stages) if "job" in stage.facts), "JOB")
     for words in ("jobs list", f"jobs show {job[-8:]}"):
         screen.as_it_is(f"{program} --config {shlex.quote(config)} {words}")
 
@@ -136,7 +134,8 @@ def _ending_in_order() -> Iterator[None]:
     def unwind(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, unwind) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, unwind) for number in heard}  # nohup stays nohup
     try:
         yield
     finally:

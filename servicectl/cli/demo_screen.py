@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
@@ -30,6 +31,8 @@ class Screen:
     def __init__(self, *, quiet: bool = False) -> None:
         columns = shutil.get_terminal_size((_WIDTH, 24)).columns
         self.console = Console(highlight=False, width=max(40, min(_WIDTH, columns)), quiet=quiet)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")  # a name or a message may hold what this terminal cannot show
         self._status: Status | None = None
         self._quiet = quiet
 
@@ -57,14 +60,14 @@ class Screen:
             SHOWN[stage.name](self, stage)
 
     def head(self, title: str, seconds: float | None = None) -> None:
-        line = Table.grid(expand=True)
+        line = Table.grid(expand=True, padding=(0, 1, 0, 0))
         line.add_column(ratio=1)
         line.add_column(justify="right")
         line.add_row(f"[bold]{title}[/]", "" if seconds is None else f"[dim]{seconds:.1f} s[/]")
-        self.console.print(line)
+        self._print(line)
 
     def say(self, text: str) -> None:
-        self.console.print(Padding(text, (0, 0, 0, 2), expand=False))
+        self._print(Padding(text, (0, 0, 0, 2), expand=False))
 
     def as_it_is(self, text: str) -> None:
         """A path or a command: never broken, so that it can be copied."""
@@ -76,12 +79,22 @@ class Screen:
             table.add_column(column, justify="right" if column in right else "left", overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self.console.print(Padding(table, (0, 0, 0, 2), expand=False))
+        self._print(Padding(table, (0, 0, 0, 2), expand=False))
 
     def bar(self, value: float) -> str:
         block = "█" if self.console.encoding.lower().startswith("utf") else "#"
         length = round(min(value / _BAR_ENDS_AT, 1.0) * _BAR)
         return block * length + ("+" if value > _BAR_ENDS_AT else "")
+
+    def _print(self, shown: RenderableType) -> None:
+        if self.console.is_terminal:
+            self.console.print(shown)
+            return
+        with self.console.capture() as captured:
+            self.console.print(shown)
+        # A table pads its lines; in a file or a paste nobody wants that.
+        for line in captured.get().splitlines():
+            self.console.out(line.rstrip(), highlight=False)
 
     def _failed(self, stage: Stage) -> None:
         self.head(f"[red]did not happen:[/] {stage.title}", stage.seconds)
@@ -96,41 +109,39 @@ def coloured(word: str) -> str:
 def _estate(screen: Screen, stage: Stage) -> None:
     screen.head("An estate in small", stage.seconds)
     screen.as_it_is(f"in {stage.facts['folder']}, which stays")
-    screen.say(f"Redis is {escape(stage.facts['redis'])}")
-    screen.say("the handler, Service C (analytics) and Service B (serving) are processes of their own")
+    screen.say(f"processes: {escape(stage.facts['redis'])}, the handler, Service C, Service B")
 
 
 def _sole_holder(screen: Screen, stage: Stage) -> None:
     refused = stage.facts["refused"].rpartition("IO Error: ")[2].partition(" on file")[0]
-    screen.say(f"{stage.facts['database']} is the handler's alone; another process is told: {escape(refused[:60])}")
+    screen.say(f"{stage.facts['database']} is the handler's alone; others hear: {escape(refused[:60])}")
 
 
 def _old_calls(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head(f"{told['calls']:,} old calls of a bank, {told['first']} to {told['last']}", stage.seconds)
-    screen.say(f"{told['values']:,} values stored in bulk by the handler; the view features made")
+    calls = f"{told['calls']:,} old calls of a bank ({told['first']} to {told['last']})"
+    screen.head(f"{calls} stored in bulk, view features made", stage.seconds)
 
 
 def _first_model(screen: Screen, stage: Stage) -> None:
-    screen.head(f"servicectl retrain Bank_Calls [not bold]· published as {stage.facts['version']}[/]", stage.seconds)
+    screen.head(f"servicectl retrain Bank_Calls[not bold]: published as {stage.facts['version']}[/]", stage.seconds)
     screen.say(escape(stage.facts["reason"]))
 
 
 def _sync(screen: Screen, stage: Stage) -> None:
     said = ", ".join(f"{model} {came}" for model, came in stage.facts["models"].items())
-    screen.head(f"servicectl sync-production [not bold]· {escape(said)}[/]", stage.seconds)
+    screen.head(f"servicectl sync-production[not bold]: {escape(said)}[/]", stage.seconds)
 
 
 def _first_predictions(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    model = f"{told['version']} (sha256 {told['sha256'][:12]}, as the pointer says)"
+    model = f"{told['version']}, sha256 {told['sha256'][:12]} as the pointer says"
     screen.say(f"Service B answers {len(told['calls'])} real calls over gRPC with {model}")
 
 
 def _check_before(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head("servicectl drift-check [not bold]· before any new row[/]", stage.seconds)
-    screen.say(f"{told['measured']} features measured: nothing found, nothing queued")
+    screen.head("servicectl drift-check[not bold]: before any new row; nothing found, nothing queued[/]", stage.seconds)
     if told["not_followed_because"]:
         words = ", ".join(f"{count} {status}" for status, count in told["service_c_says"].items() if count)
         screen.say(f"Service C itself says {words}; not followed: {escape('; '.join(told['not_followed_because']))}")
@@ -148,14 +159,14 @@ def _new_calls(screen: Screen, stage: Stage) -> None:
 
 def _drift_found(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    screen.head("servicectl drift-check [not bold]· finds drift[/]", stage.seconds)
+    left_out = f"{told['values_without_time_left_out']} uploaded values without a time left out"
+    screen.head(f"servicectl drift-check[not bold]: finds drift; {left_out}[/]", stage.seconds)
     ordered = sorted(told["features"], key=lambda one: -(one["psi"] or 0.0))
     rows = [
         (one["feature"], _figure(one["psi"]), f"[cyan]{screen.bar(one['psi'] or 0.0)}[/]", coloured(one["verdict"]))
         for one in ordered
     ]
     screen.table(["feature", "PSI", "", "verdict"], rows, right=["PSI"])
-    screen.say(f"{told['values_without_time_left_out']} values of the uploads were left out: no usable time")
 
 
 def _alarm(screen: Screen, stage: Stage) -> None:
@@ -169,7 +180,7 @@ def _retrained(screen: Screen, stage: Stage) -> None:
     told = stage.facts
     rows_of_both = f"{told['judged_on_rows']:,} newest calls, seen by neither"
     screen.head(
-        f"Champion {told['champion_version']} against the challenger [not bold]· {rows_of_both}[/]", stage.seconds
+        f"Champion {told['champion_version']} against the challenger[not bold]: {rows_of_both}[/]", stage.seconds
     )
     champion = told["champion"]
     chosen = [name for name in ("f1_macro", "accuracy", "roc_auc") if name in told["challenger"]]
@@ -183,15 +194,15 @@ def _retrained(screen: Screen, stage: Stage) -> None:
 
 def _published(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    place = f"· generation {told['generation']}, replaces {told['replaces']}"
-    screen.head(f"{told['version']} is published [not bold]{place}[/]", stage.seconds)
+    place = f"generation {told['generation']}, replaces {told['replaces']}"
+    screen.head(f"{told['version']} is published[not bold]: {place}[/]", stage.seconds)
     screen.say(escape(told["serving"]))
 
 
 def _second_predictions(screen: Screen, stage: Stage) -> None:
     told = stage.facts
-    model = f"{told['version']} (sha256 {told['sha256'][:12]}, as the pointer says)"
-    screen.head(f"The same calls again [not bold]· answered by {model}[/]", stage.seconds)
+    model = f"{told['version']}, sha256 {told['sha256'][:12]} as the pointer says"
+    screen.head(f"The same calls again[not bold]: answered by {model}[/]", stage.seconds)
     rows = (
         ("before", told["answers_before"]),
         ("now", told["answers"]),
@@ -217,7 +228,10 @@ def _by_stem(files: Mapping[str, int]) -> str:
         last = name.rpartition("_")[2]
         stem = next((end for end in (".manifest.json", ".json", ".pkl") if last.endswith(end)), "")
         kinds.setdefault(last.removesuffix(stem), []).append(stem)
-    return ", ".join(f"{stem} ({' '.join(sorted(ends))})" for stem, ends in kinds.items())
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for stem, ends in kinds.items():
+        alike.setdefault(tuple(sorted(ends)), []).append(stem)
+    return ", ".join(f"{' and '.join(stems)} ({' '.join(ends)})" for ends, stems in alike.items())
 
 
 def _figure(value: float | None) -> str:
