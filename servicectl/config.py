@@ -94,8 +94,16 @@ class JobsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ListenConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    address: str = "127.0.0.1:50054"  # loopback or unix:/path only, until TLS is configured
-    max_jobs: Count = 2
+    """Addresses that other machines reach need TLS with client certificates or a token."""
+
+    address: str = "127.0.0.1:50054"  # or unix:/path
+    max_jobs: Count = 2  # processes at a time; further jobs wait
+    max_calls: Count = 100  # at a time, and in one burst
+    calls_per_second: Positive = 20.0
+    tls_certificate: str | None = None  # PEM, with its chain
+    tls_key: str | None = None
+    client_ca: str | None = None  # PEM: only clients with a certificate of this authority are let in
+    token_file: str | None = None  # or $SERVICECTL_LISTEN_TOKEN, or the systemd credential "listen-token"
 
 
 class SourceConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -69,13 +69,19 @@ def test_the_development_lock_holds_the_pins_of_the_demo_lock() -> None:
     assert {str(pin) for pins in _pins("demo").values() for pin in pins} <= development
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, "handler"])
 def test_each_pin_has_hashes_and_the_lock_names_no_address(lock: str) -> None:
     text = (ROOT / f"requirements/{lock}.txt").read_text()
     assert "://" not in text
     assert all(line.startswith("    --hash=sha256:") for line in text.splitlines() if "--" in line)
     entries = re.split(r"\n(?=\S)", text.strip())
     assert [entry for entry in entries if not entry.startswith("#") and "--hash=sha256:" not in entry] == []
+
+
+def test_the_strict_handler_has_the_estates_engine_and_our_own_redis_client() -> None:
+    pins = _pins("handler")
+    assert [str(pin) for pin in pins["duckdb"]] == ["duckdb==1.1.3"]
+    assert pins["redis"] == _pins("dev")["redis"]
 
 
 def test_generated_modules_need_no_newer_runtime_than_the_project_promises() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from servicectl.actions.kinds import ADOPT, serving_scope
-from servicectl.actions.production import read_truth
+from servicectl.actions.production import Truth, read_truth
 from servicectl.actions.publish import archive_incumbent
 from servicectl.errors import BadAnswer, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
+from servicectl.estate.artifacts.protocol import AlreadyThere
 from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
+from servicectl.training.spec import canonical
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -32,7 +35,7 @@ def run(world: World, context: JobContext) -> Result:
     model_id, wanted = str(context.job.spec["model"]), context.job.spec.get("version")
     row = context.observe(lambda: _row(world, model_id, wanted))
     truth = context.observe(lambda: read_truth(world, model_id, row.azure_location or None))
-    if truth.pointer is not None:
+    if truth.pointer is not None and truth.pointer.job_id != context.job.job_id:
         told = {"model": model_id, "version": truth.pointer.version, "sha256": truth.pointer.sha256}
         return Result("already-adopted", told)
     if truth.incumbent is None:
@@ -41,7 +44,7 @@ def run(world: World, context: JobContext) -> Result:
             cure=f"servicectl retrain {model_id}  makes a first version",
         )
     incumbent = truth.incumbent
-    archived = context.step("archive", lambda: archive_incumbent(world, truth, model_id, row.version), str)
+    archived = context.step("archive", lambda: _archive(world, truth, model_id, row.version), str)
 
     def point() -> str:
         local = context.folder / "incumbent"
@@ -65,6 +68,16 @@ def run(world: World, context: JobContext) -> Result:
 
     digest = context.step("point", point, str)
     return Result("adopted", {"model": model_id, "version": row.version, "sha256": digest, "archived": archived})
+
+
+def _archive(world: World, truth: Truth, model_id: str, version: str) -> str:
+    """The incumbent under its version's name, with the baseline that lay beside it."""
+    archived = archive_incumbent(world, truth, model_id, version)
+    if truth.baseline:
+        name = names.versioned(truth.location, model_id, version, "json")
+        with suppress(AlreadyThere):
+            world.artifacts.create(name, canonical(truth.baseline), {"version": version})
+    return archived
 
 
 def _row(world: World, model_id: str, version: str | None) -> ModelRow:

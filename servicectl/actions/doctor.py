@@ -38,10 +38,11 @@ def examine(world: World) -> Iterator[Check]:
 
 
 def create_view(world: World) -> None:
-    """Make the view `features` that Service C reads, on the operator's word."""
+    """Make the view `features` that Service C reads, on the operator's word; one that is there is left alone."""
     from servicectl.estate.features import CREATE_VIEW
 
-    world.queue.run(CREATE_VIEW)
+    if not world.registry.has_features_view():
+        world.queue.run(CREATE_VIEW)
 
 
 def _configuration(world: World) -> Check:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from servicectl.errors import IntegrityError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, decode
-from servicectl.estate.registry import redis_metadata
+from servicectl.estate.registry import PRODUCTION, redis_metadata
 from servicectl.estate.serving_keys import Projection
 
 if TYPE_CHECKING:
@@ -50,8 +50,11 @@ class Artifact:
 
 
 def read_truth(world: World, model_id: str, location: str | None = None) -> Truth:
-    """Given a model, what its artifact folder holds now. Raises as the artifact store does."""
-    folder = names.checked_location(location or names.location(model_id))
+    """Given a model, what its artifact folder holds now; unless told, the registry's production row says which folder.
+
+    Raises as the artifact store and the registry do.
+    """
+    folder = names.checked_location(location or _registered_location(world, model_id))
     pointer_name = names.production(folder, model_id, "json")
     pointer_blob = world.artifacts.stat(pointer_name)
     pointer: Pointer | None = None
@@ -66,6 +69,11 @@ def read_truth(world: World, model_id: str, location: str | None = None) -> Trut
             )
     incumbent = world.artifacts.stat(names.production(folder, model_id, "pkl"))
     return Truth(folder, pointer, baseline, incumbent, pointer_blob.etag if pointer_blob else None)
+
+
+def _registered_location(world: World, model_id: str) -> str:
+    rows = [row for row in world.registry.rows(model_id) if row.status == PRODUCTION]
+    return rows[0].azure_location if rows else names.location(model_id)
 
 
 def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact | None:

@@ -114,7 +114,8 @@ def run(world: World, context: JobContext) -> Result:
         )
         if served.wrong:
             undone = switching.undo(world, context, registered.before, target)
-            return Result("undone", _told(request, target, f"{served.note}; {undone}"), ExitStatus.FAILED)
+            outcome = "undone" if undone.done else "not-undone"
+            return Result(outcome, _told(request, target, f"{served.note}; {undone.told}"), ExitStatus.FAILED)
     return Result("published", {**_told(request, target, served.note), "replaces": registered.replaces})
 
 

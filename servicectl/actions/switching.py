@@ -15,7 +15,7 @@ from servicectl.errors import IntegrityError, Superseded
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
 from servicectl.estate.artifacts.protocol import PreconditionFailed
-from servicectl.files import sha256_of
+from servicectl.files import sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
 from servicectl.training.spec import ProductFile, verified
 
@@ -65,11 +65,17 @@ def put_in_production(
     return True
 
 
-def undo(world: World, context: JobContext, old: Pointer | None, failed: Target) -> str:
+class Undone(Struct, frozen=True):
+    """`done`: the version from before is back in production. `told` says what is in production now, or why."""
+
+    done: bool
+    told: str
+
+
+def undo(world: World, context: JobContext, old: Pointer | None, failed: Target) -> Undone:
     """Put the version that was in production before back, under a generation above the failed one's."""
     if old is None:
-        return "there was no version of servicectl's before it to go back to: it stays, and needs an operator"
-    baseline_name = names.versioned(failed.location, old.model_id, old.version, "json")
+        return Undone(False, f"no version on record was in production before: {failed.version} stays, and needs an operator")
     target = Target(
         model_id=failed.model_id,
         location=failed.location,
@@ -77,15 +83,24 @@ def undo(world: World, context: JobContext, old: Pointer | None, failed: Target)
         generation=failed.generation + 1,
         name=old.name,
         file=_downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
-        baseline=_downloaded(world, baseline_name, context.folder / "undo.json", None),
+        baseline=_baseline(world, context, old, failed.location),
         manifest_sha256=old.manifest_sha256,
         published_at=failed.published_at,
         job_id=failed.job_id,
     )
     now = read_truth(world, failed.model_id, failed.location)
     if not put_in_production(world, context, now, target, failed.version, prefix="undo "):
-        return "another publish came in between"
-    return f"{old.version} is back in production as generation {target.generation}"
+        return Undone(False, "another publish came in between")
+    return Undone(True, f"{old.version} is back in production as generation {target.generation}")
+
+
+def _baseline(world: World, context: JobContext, old: Pointer, location: str) -> ProductFile:
+    """The baseline beside an older version; an adopted one may have none."""
+    name, path = names.versioned(location, old.model_id, old.version, "json"), context.folder / "undo.json"
+    if world.artifacts.stat(name) is not None:
+        return _downloaded(world, name, path, None)
+    write_atomically(path, b"{}")
+    return ProductFile(str(path), sha256_of(path), path.stat().st_size)
 
 
 def _swap(world: World, truth: Truth, target: Target) -> str:

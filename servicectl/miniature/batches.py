@@ -46,26 +46,32 @@ def entry(raw: bytes) -> Entry | None:
 
 
 class Appender:
-    """Appends batches through one cursor. Columns are looked up once per table, as the real handler does."""
+    """Appends batches. Columns are looked up once per table, as the real handler does."""
 
-    def __init__(self, cursor: duckdb.DuckDBPyConnection, log: Callable[[str], None]) -> None:
-        self._cursor = cursor
+    def __init__(self, log: Callable[[str], None]) -> None:
         self._log = log
         self._columns: dict[str, list[tuple[str, Any]]] = {}
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """Given one batch, append each table's rows up to its first unfit one."""
+    def append(
+        self, cursor: duckdb.DuckDBPyConnection, entries: Iterable[Entry], *, in_transaction: bool = False
+    ) -> None:
+        """Given one batch, append each table's rows up to its first unfit one.
+
+        `in_transaction`: somebody left the connection inside one, and the rows share its fate.
+        """
         by_table: dict[str, list[Mapping[str, Any]]] = {}
         for one in entries:
             by_table.setdefault(one.table, []).append(one.row)
         for table, rows in by_table.items():
             try:
-                self._append(table, rows)
+                self._append(cursor, table, rows, in_transaction)
             except duckdb.Error as refused:
                 self._log(f"{len(rows)} rows for {table} lost: {refused}")
 
-    def _append(self, table: str, rows: list[Mapping[str, Any]]) -> None:
-        current = self._described(table)
+    def _append(
+        self, cursor: duckdb.DuckDBPyConnection, table: str, rows: list[Mapping[str, Any]], in_transaction: bool
+    ) -> None:
+        current = _described(cursor, table)
         columns = self._columns.setdefault(table, current)
         if len(columns) != len(current):
             self._log(f"{table}: invalid column count: expected {len(current)}, got {len(columns)}")
@@ -77,24 +83,29 @@ class Appender:
             except _UnfitError as unfit:
                 self._log(f"{len(rows) - len(fitting)} rows for {table} lost: {unfit}")
                 break
-        self._cursor.begin()
+        if in_transaction:
+            _insert(cursor, table, len(columns), fitting)
+            return
+        cursor.begin()
         try:
-            self._insert(table, len(columns), fitting)
-            self._cursor.commit()
+            _insert(cursor, table, len(columns), fitting)
+            cursor.commit()
         except duckdb.Error:
-            self._cursor.rollback()
+            cursor.rollback()
             raise
 
-    def _insert(self, table: str, width: int, rows: list[list[object]]) -> None:
-        marks = f"({', '.join('?' * width)})"
-        for start in range(0, len(rows), _ROWS_PER_INSERT):
-            part = rows[start : start + _ROWS_PER_INSERT]
-            values = [value for row in part for value in row]
-            self._cursor.execute(f"INSERT INTO {_quoted(table)} VALUES {', '.join([marks] * len(part))}", values)
 
-    def _described(self, table: str) -> list[tuple[str, Any]]:
-        self._cursor.execute(f"SELECT * FROM {_quoted(table)} LIMIT 0")
-        return [(column[0], column[1]) for column in self._cursor.description]
+def _insert(cursor: duckdb.DuckDBPyConnection, table: str, width: int, rows: list[list[object]]) -> None:
+    marks = f"({', '.join('?' * width)})"
+    for start in range(0, len(rows), _ROWS_PER_INSERT):
+        part = rows[start : start + _ROWS_PER_INSERT]
+        values = [value for row in part for value in row]
+        cursor.execute(f"INSERT INTO {_quoted(table)} VALUES {', '.join([marks] * len(part))}", values)
+
+
+def _described(cursor: duckdb.DuckDBPyConnection, table: str) -> list[tuple[str, Any]]:
+    relation = cursor.sql(f"SELECT * FROM {_quoted(table)} LIMIT 0")
+    return list(zip(relation.columns, relation.types, strict=True))
 
 
 def _fitted(value: Any, kind: Any) -> object:

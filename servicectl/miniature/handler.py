@@ -119,11 +119,14 @@ class Handler:
         self._options = options
         self._stop = threading.Event()
         self._free = threading.BoundedSemaphore(options.workers)
-        # The file must stay readable to the real handler's engine, DuckDB 1.1.3.
-        self._database = duckdb.connect(options.database, config={"storage_compatibility_version": "v1.0.0"})
+        self._database = self._opened(options.database)
         self._database.execute(TABLES)
         self._redis = redis.Redis.from_url(options.redis, protocol=2, socket_timeout=60, retry=Retry(NoBackoff(), 0))
         self._redis.ping()
+
+    def _opened(self, path: Path) -> duckdb.DuckDBPyConnection:
+        # The file must stay readable to the real handler's engine, DuckDB 1.1.3.
+        return duckdb.connect(path, config={"storage_compatibility_version": "v1.0.0"})
 
     def stop(self, *_: object) -> None:
         self._stop.set()
@@ -149,7 +152,7 @@ class Handler:
         try:
             popped: Any = self._redis.blpop([READ_QUEUE], timeout=_POLL_S)
         except redis.RedisError as lost:
-            _log(f"Redis: {lost}")
+            log(f"Redis: {lost}")
             self._stop.wait(_RECONNECT_S)
             return None
         return None if popped is None else bytes(popped[1])
@@ -158,60 +161,72 @@ class Handler:
         try:
             asked = request(raw)
             if asked is None:
-                _log(f"not a request: {raw[:200]!r}")
+                log(f"not a request: {raw[:200]!r}")
                 return
-            self._respond(asked.response_key, answer(self._database, asked.query))
+            self._serve(asked)
         finally:
             self._free.release()
+
+    def _serve(self, asked: Request) -> None:
+        self._respond(asked.response_key, answer(self._database, asked.query))
 
     def _respond(self, key: str, text: str) -> None:
         try:
             self._redis.rpush(key, text)
         except redis.RedisError as refused:
-            _log(f"answer for {key!r} lost: {refused}")
+            log(f"answer for {key!r} lost: {refused}")
         try:
             self._redis.expire(key, ANSWER_TTL_S)
         except redis.RedisError as refused:
-            _log(f"no expiry for {key!r}: {refused}")
+            log(f"no expiry for {key!r}: {refused}")
 
     def _append_batches(self) -> None:
+        appender = Appender(log)
+        while not self._stop.wait(self._options.batch_seconds):
+            self._append(appender)
+
+    def _append(self, appender: Appender) -> None:
         with self._database.cursor() as cursor:
-            appender = Appender(cursor, _log)
-            while not self._stop.wait(self._options.batch_seconds):
-                appender.append(self._next_batch())
+            appender.append(cursor, self._next_batch())
 
     def _next_batch(self) -> list[Any]:
         try:
             popped: Any = self._redis.lpop(WRITE_QUEUE, BATCH_ROWS)
         except redis.RedisError as lost:
-            _log(f"Redis: {lost}")
+            log(f"Redis: {lost}")
             return []
         entries = [entry(raw) for raw in popped or ()]
         if None in entries:
-            _log(f"{entries.count(None)} entries of the write queue are not rows")
+            log(f"{entries.count(None)} entries of the write queue are not rows")
         return [one for one in entries if one is not None]
 
 
 def _log_failure(done: Future[None]) -> None:
     if failure := done.exception():
-        _log(f"a request was not answered: {failure!r}")
+        log(f"a request was not answered: {failure!r}")
 
 
-def _log(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _parsed(arguments: Sequence[str] | None) -> Options:
-    parser = argparse.ArgumentParser(prog="servicectl.miniature.handler", description="A DuckDB handler in small.")
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The options that both faces of the handler have."""
+    parser = argparse.ArgumentParser(prog=module, description=description)
     parser.add_argument("--redis", required=True, help="redis://host:port/db")
     parser.add_argument("--database", required=True, type=Path, help="the DuckDB file; made if absent")
     parser.add_argument("--batch-seconds", type=float, default=Options.batch_seconds)
     parser.add_argument("--workers", type=int, default=Options.workers, help="requests answered at a time")
-    return Options(**vars(parser.parse_args(arguments)))
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    handler = Handler(_parsed(arguments))
+    given = parser("servicectl.miniature.handler", "A DuckDB handler in small.").parse_args(arguments)
+    run(Handler(Options(**vars(given))))
+
+
+def run(handler: Handler) -> None:
+    """Serve until SIGTERM or SIGINT."""
     signal.signal(signal.SIGTERM, handler.stop)
     signal.signal(signal.SIGINT, handler.stop)
     handler.serve()

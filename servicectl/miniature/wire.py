@@ -78,7 +78,7 @@ def _scalar(value: object) -> object:
         case date():
             return f"{_not_infinite(value, date.max).isoformat()}T00:00:00Z"
         case time():
-            return _moment(datetime.combine(date.min, value))
+            return _time_of_day(value)
         case timedelta():
             micros = value.seconds * 1_000_000 + value.microseconds
             return {"days": value.days, "months": 0, "micros": micros}
@@ -86,6 +86,15 @@ def _scalar(value: object) -> object:
             return value.decode(errors="replace")
         case UUID():
             return value.bytes.decode(errors="replace")
+        # What follows is met only where an engine tells no types: DuckDB 1.1.3 beside RETURNING.
+        case Decimal():
+            _, digits, exponent = value.as_tuple()
+            assert isinstance(exponent, int)
+            return _decimal(value, {"precision": max(len(digits), -exponent), "scale": max(0, -exponent)})
+        case list() | tuple():
+            return [None if member is None else _scalar(member) for member in value]
+        case dict():
+            return {str(name): None if member is None else _scalar(member) for name, member in value.items()}
     return value
 
 
@@ -114,6 +123,15 @@ def _moment(value: datetime) -> str:
     whole = _not_infinite(value, _INFINITE)
     fraction = f".{whole.microsecond:06d}".rstrip("0") if whole.microsecond else ""
     return f"{whole.replace(microsecond=0).isoformat()}{fraction}Z"
+
+
+def _time_of_day(value: time) -> str:
+    # Go shows a time as one on the first day of year 1, in UTC; from a zone east of it that can be the day before.
+    shown = datetime.combine(date(2000, 1, 2), value)
+    if value.tzinfo is not None:
+        shown = shown.astimezone(UTC).replace(tzinfo=None)
+    day = {1: "0000-12-31", 2: "0001-01-01", 3: "0001-01-02"}[shown.day]
+    return f"{day}T{_moment(shown).partition('T')[2]}"
 
 
 def _not_infinite(value: Moment, infinity: Moment) -> Moment:

@@ -117,7 +117,7 @@ def test_a_frozen_handler_puts_a_first_retrain_off_and_its_floors_reject_it_late
 
 @pytest.mark.parametrize(
     ("model_id", "said"),
-    [("Flat", "one class"), ("Void", "no row"), ("Ghost", "no row has feature 'ghost'")],
+    [("Flat", "one class cannot be told apart"), ("Void", "no rows with the label 'nothing'"), ("Ghost", "no row has feature 'ghost'")],
 )
 def test_rows_that_cannot_be_trained_on_are_one_clear_error(site: Site, model_id: str, said: str) -> None:
     site.configure(MODELS + BAD_MODELS)
@@ -130,7 +130,7 @@ def test_rows_that_cannot_be_trained_on_are_one_clear_error(site: Site, model_id
     [job] = ended.told["jobs"]
     assert job["state"] == "FAILED"
     assert model_id in job["error"]
-    assert said in job["error"].replace("only class", "one class").replace("only one class", "one class")
+    assert said in job["error"]
     assert job["cure"]
     assert site.jobs()[0]["needs_operator"] is True
     assert left_in_snapshots(site.estate) == []
@@ -154,7 +154,7 @@ def test_models_are_named_or_all_but_not_both(site: Site, arguments: tuple[str, 
 
 def test_a_window_that_is_no_length_of_time_is_refused_before_anything_runs(site: Site) -> None:
     ended = site.run("retrain", "Churn", "--window", "soon")
-    assert ended.status in (2, 78)
+    assert ended.status == 78, ended
     assert "--window" in ended.stderr
     assert site.jobs() == []
 

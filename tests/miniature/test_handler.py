@@ -1,4 +1,4 @@
-"""The miniature handler against the facts measured on the real one, over a real Redis."""
+"""The miniature handler, both of its faces, against the facts measured on the real one, over a real Redis."""
 
 from __future__ import annotations
 
@@ -57,9 +57,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         yield started
 
 
-@pytest.fixture(scope="module")
-def part(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HandlerPart]:
-    with handler(server.url, tmp_path_factory.mktemp("handler"), batch_seconds=0.1) as started:
+@pytest.fixture(scope="module", params=["friendly", "strict"])
+def part(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HandlerPart]:
+    folder = tmp_path_factory.mktemp("handler")
+    with handler(server.url, folder, strict=request.param == "strict", batch_seconds=0.1) as started:
         yield started
 
 
@@ -93,6 +96,7 @@ def caller(server: RedisServer, part: HandlerPart) -> Iterator[Caller]:
         ("TIMESTAMPTZ '2026-01-02 03:04:05+02'", '"2026-01-02T01:04:05Z"'),
         ("TIME '01:02:03.5'", '"0001-01-01T01:02:03.5Z"'),
         ("INTERVAL 2 DAY", '{"days":2,"micros":0,"months":0}'),
+        ("UUID '41414141-4141-4141-4141-414141414141'", '"AAAAAAAAAAAAAAAA"'),
         ("{'b': 1, 'a': NULL}", '{"a":null,"b":1}'),
         ("MAP(['k'], [1])", '{"k":1}'),
         ("[1, 2]::INTEGER[2]", "[1,2]"),
@@ -156,7 +160,7 @@ def test_an_answer_expires(caller: Caller) -> None:
 
 
 def test_a_slow_request_does_not_hold_up_the_next(caller: Caller) -> None:
-    slow = caller.send("SELECT sleep_ms(1500) AS x")
+    slow = caller.send("SELECT count(*) AS x FROM range(10000) AS a(i), range(10000) AS b(j) WHERE hash(i, j) = 7")
 
     caller.ask("SELECT 1 AS x")
 

@@ -86,6 +86,8 @@ class ForkServer:
     def start(self, arguments: Sequence[str], environment: Mapping[str, str]) -> Running:
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        out.touch()
+        err.touch()
         request = {"arguments": list(arguments), "environment": dict(environment), "out": str(out), "err": str(err)}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(request) + "\n")
