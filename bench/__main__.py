@@ -21,7 +21,7 @@ def _benchmarks() -> dict[str, str]:
     for module in pkgutil.iter_modules(bench.__path__):
         if not module.name.startswith("_"):
             source = (Path(__file__).parent / f"{module.name}.py").read_text()
-            found[module.name] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+            found[module.name.replace("_", "-")] = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
     return found
 
 
@@ -58,7 +58,7 @@ def _print_table(title: str, figures: dict[str, float], limits: dict[str, float]
 
 def main() -> None:
     arguments = _arguments()
-    module = importlib.import_module(f"bench.{arguments.name}")
+    module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")
     figures: dict[str, float] = module.run(quick=arguments.quick)
     if arguments.json:
         print(json.dumps(figures))

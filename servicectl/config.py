@@ -43,6 +43,7 @@ class HandlerConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class AnalyticsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    source: Literal["service-c", "builtin", "both"] = "service-c"  # "both": the builtin decides, both are compared
     address: str = "localhost:50053"
     deadline_base_s: Positive = 30.0
     deadline_per_feature_s: Positive = 2.0  # the call's time grows with models x features
@@ -62,10 +63,34 @@ class ArtifactsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     connection_string_file: str | None = None  # or $AZURE_STORAGE_CONNECTION_STRING
 
 
+class TrustConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Whose models are believed. Nothing of this ever comes from an artifact."""
+
+    signing_key_file: str | None = None  # PEM; or $SERVICECTL_TRUST_SIGNING_KEY, or the systemd credential "signing-key"
+    public_keys: tuple[str, ...] = ()  # "ed25519:<base64>"
+    require_signature: bool | None = None  # unset: as soon as there is a public key
+    allowed_modules: tuple[str, ...] = ()  # what a pickle may name beyond a scikit-learn model's own
+
+
 class DriftConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min_rows: Count = 20_000  # below it Service C's CRITICAL is noise more often than not
-    effect_floor_psi: Positive = 0.25
+    effect_floor_psi: Positive = 0.25  # Service C's CRITICAL counts above it
     retrain: Literal["now", "queue", "never"] = "now"
+    stale_after: str | None = None  # e.g. "2d": newest rows older than this are broken data
+    # The builtin statistics:
+    reference: Literal["auto", "window"] = "auto"  # "auto": the model's own training sample, where one was kept
+    min_window_rows: Count = 100
+    false_alarms: Share = 0.01  # the chance of any CRITICAL in a check at which nothing has drifted
+    effect_floor_ks: Share = 0.1
+    effect_floor_share: Share = 0.07  # of one category's share
+    parts: Count = 1  # disjoint pieces of the newest window ...
+    parts_drifted: Count = 1  # ... of which so many must show the shift
+    # How often drift may retrain a model; the first retrain of an episode never waits:
+    debounce: str = "10m"  # not twice within it, whatever the cause
+    cooldown: str = "6h"  # not twice within it for one cause
+    breaker_rejections: Count = 3  # so many challengers rejected in a row for one cause, and there is a rest ...
+    breaker_rest: str = "7d"  # ... of this length, then one more try
+    training_minutes_per_day: Positive | None = None
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +108,8 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_rows: Count | None = None
     sample: Literal["newest", "seeded"] = "newest"
     memory_mb: Count | None = None
+    passes: Count | None = None  # over the rows, when training in blocks; unset: 3, more for few rows
+    serving_first: bool = False  # pause between blocks while the machine is busy (/proc/pressure)
 
 
 class JobsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +157,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     feature_types: dict[str, Literal["float", "int", "string"]] = {}  # as told to the gateway; default float
     metric: str | None = None  # unset: f1_macro / r2, by task
     window: str | None = None  # e.g. "90d": only the newest rows
+    training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits, else in blocks
     floors: dict[str, float] = {}  # metric -> least value for a first model, e.g. {f1_macro = 0.6}
     source: SourceConfig = SourceConfig()
 
@@ -141,6 +169,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     analytics: AnalyticsConfig = AnalyticsConfig()
     serving: ServingConfig = ServingConfig()
     artifacts: ArtifactsConfig = ArtifactsConfig()
+    trust: TrustConfig = TrustConfig()
     drift: DriftConfig = DriftConfig()
     gate: GateConfig = GateConfig()
     training: TrainingConfig = TrainingConfig()

@@ -7,6 +7,7 @@ a value into SQL by other means than these functions or a driver's own parameter
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -18,6 +19,12 @@ FEATURES_TYPE = 'STRUCT("index" INTEGER, "name" TEXT, "type" TEXT, "drift_score"
 
 _HUGEINT = (-(2**127), 2**127 - 1)
 _DECIMAL_DIGITS = 38
+_OPAQUE = re.compile(
+    r"""(?P<comment>--[^\n]*|/\*.*?\*/)
+    |(?<!\w)[eE]'(?:\\.|''|[^'\\])*'|'(?:''|[^'])*'|"(?:""|[^"])*"
+    |(?<![\w$])\$(?P<tag>\w*)\$.*?\$(?P=tag)\$""",
+    re.DOTALL | re.VERBOSE,
+)
 
 
 def literal(value: str | float | Decimal | date | datetime | None) -> str:
@@ -69,6 +76,13 @@ def features_literal(features: Iterable[tuple[int, str, str, float | None]]) -> 
     return f"CAST([{structs}] AS {FEATURES_TYPE})"
 
 
+def leading_words(sql: str) -> list[str]:
+    """The first word of each statement in a text, in capitals; what quotes and comments hold is not looked at."""
+    plain = _OPAQUE.sub(lambda found: " " if found["comment"] else "?", sql)
+    words = (re.match(r"\s*(\w+)", part) for part in plain.split(";"))
+    return [word[1].upper() for word in words if word]
+
+
 def _integer(value: int) -> str:
     if not _HUGEINT[0] <= value <= _HUGEINT[1]:
         raise BadData(f"the integer {value} does not fit into 128 bits")
@@ -83,9 +97,10 @@ def _double(value: float) -> str:
 
 
 def _text(value: str) -> str:
-    # NUL ends the statement for DuckDB 1.1.3, also inside quotes.
+    # NUL ends the statement for DuckDB 1.1.3, also inside quotes. A chain of || would nest an expression per NUL, and
+    # the parser allows a thousand.
     parts = [f"'{part}'" for part in _encodable(value).replace("'", "''").split("\0")]
-    return parts[0] if len(parts) == 1 else f"({' || chr(0) || '.join(parts)})"
+    return parts[0] if len(parts) == 1 else f"concat({', chr(0), '.join(parts)})"
 
 
 def _decimal(value: Decimal) -> str:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from servicectl.errors import BadData
-from servicectl.sql import FEATURES_TYPE, features_literal, identifier, literal, literals
+from servicectl.sql import FEATURES_TYPE, features_literal, identifier, leading_words, literal, literals
 
 _SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -113,6 +113,10 @@ def test_a_feature_list_has_the_type_of_the_registry_column(engine: duckdb.DuckD
     assert _read(engine, f"typeof({features_literal([(0, 'a', 'float', None)])})") == column
 
 
+def test_a_text_of_nul_characters_is_not_too_deep_an_expression(engine: duckdb.DuckDBPyConnection) -> None:
+    assert _read(engine, literal("\0" * 2000)) == "\0" * 2000
+
+
 def test_a_float_literal_is_a_double_and_never_a_decimal(engine: duckdb.DuckDBPyConnection) -> None:
     assert _read(engine, f"typeof({literal(1.5)})") == "DOUBLE"
 
@@ -140,3 +144,26 @@ def test_a_time_that_leaves_the_calendar_in_utc_is_refused() -> None:
 def test_a_name_no_column_can_have_is_refused(name: str) -> None:
     with pytest.raises(BadData):
         identifier(name)
+
+
+@pytest.mark.parametrize(
+    ("sql", "words"),
+    [
+        ("SELECT 1", ["SELECT"]),
+        (" select 1; begin ;", ["SELECT", "BEGIN"]),
+        ("-- a; b\nCOMMIT", ["COMMIT"]),
+        ("/* a; \n b */ rollback", ["ROLLBACK"]),
+        ("SELECT '; BEGIN' AS \"; SET\", $$; ATTACH$$, $x$; $$ ALTER$x$, e'\\'; SET'", ["SELECT"]),
+        ("SELECT 'it''s'; SET threads = 1", ["SELECT", "SET"]),
+        ("SELECT a$x$ ; BEGIN; SELECT $x$", ["SELECT", "BEGIN", "SELECT"]),
+        ("", []),
+    ],
+)
+def test_the_first_word_of_each_statement_is_found_past_quotes_and_comments(sql: str, words: list[str]) -> None:
+    assert leading_words(sql) == words
+
+
+@_SETTINGS
+@given(value=any_text | st.text(alphabet="'\"\\;-/*$\n ab"))
+def test_a_quoted_text_never_looks_like_a_statement(value: str) -> None:
+    assert leading_words(f"SELECT {literal(value)} AS x; COMMIT") == ["SELECT", "COMMIT"]

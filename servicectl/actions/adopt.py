@@ -63,7 +63,8 @@ def run(world: World, context: JobContext) -> Result:
         local.unlink()
         metadata = {"generation": "0", "version": row.version, "job": context.job.job_id}
         name = names.production(truth.location, model_id, "json")
-        world.artifacts.replace(name, encode(pointer, truth.baseline), metadata, truth.pointer_etag)
+        content = world.trust.sealed("pointer", encode(pointer, truth.baseline))
+        world.artifacts.replace(name, content, metadata, truth.pointer_etag)
         return pointer.sha256
 
     digest = context.step("point", point, str)

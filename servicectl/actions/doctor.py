@@ -159,6 +159,24 @@ def _artifacts(world: World) -> Check:
     return Check("artifact store", "ok", f"{world.config.artifacts_url} can be read and written")
 
 
+def _trust(world: World) -> Check:
+    trust = world.trust
+    own = trust.own_key
+    if not trust.keys and own is None:
+        return Check("trust", "ok", "keyless: models are known by digest only, not by who made them")
+    if not trust.keys:
+        return Check("trust", "warning", "signs, and verifies nothing", f'add "{own}" to [trust] public_keys')
+    file = world.config.trust.signing_key_file
+    if file and Path(file).expanduser().stat().st_mode & 0o077:
+        return Check("trust", "failed", f"others may read the signing key {file}", f"chmod 600 {file}")
+    if own is None:
+        return Check("trust", "ok", f"{len(trust.keys)} trusted key(s); this machine verifies and cannot publish")
+    if own not in world.config.trust.public_keys:
+        return Check("trust", "failed", "our own signing key is not trusted", f'add "{own}" to [trust] public_keys')
+    asked = "signatures are required" if trust.required else "unsigned models are accepted too"
+    return Check("trust", "ok", f"signs with a trusted key; {asked}")
+
+
 def _snapshots(world: World) -> Check:
     """A real COPY: the only proof that the handler and we mean the same folder."""
     ours, theirs = world.config.snapshot_folder, world.config.snapshot_folder_handler
@@ -210,6 +228,7 @@ _CHECKS: dict[str, Callable[[World], Check]] = {
     "Service C (analytics)": _service_c,
     "Service B (serving)": _service_b,
     "artifact store": _artifacts,
+    "trust": _trust,
     "snapshot folder": _snapshots,
     "timers": _timers,
 }

@@ -1,4 +1,4 @@
-"""drift-check: ask Service C, judge what it says, write it down, sound the alarm, queue the retrains."""
+"""drift-check: have drift measured, judge what was said, write it down, sound the alarm, queue the retrains."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from servicectl import log
-from servicectl.actions import retrain
+from servicectl.actions import drift_analysts, governing, retrain
 from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN, serving_scope
 from servicectl.actions.production import read_truth
+from servicectl.drift.agreement import Agreement
+from servicectl.drift.comparison import Evidence
+from servicectl.drift.governor import Ruling
 from servicectl.drift.policy import (
     Asked,
     Decision,
     FeatureRows,
     Findings,
-    Measured,
-    Settings,
     Verdict,
     affected,
     alarm_changes,
@@ -40,8 +41,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """The evidence behind one decision that is not a PASS."""
+
+    model_id: str
+    evidence: Evidence
+
+
+@dataclass(frozen=True)
 class Look:
-    """One look at every production model: what was decided, which models must retrain, and what to tell."""
+    """One look at every production model: what was decided, which models must retrain, and what to tell.
+
+    `evidence` and `agreements` are empty where Service C alone was asked.
+    """
 
     decisions: tuple[Decision, ...]
     drifted: tuple[str, ...]
@@ -51,6 +63,16 @@ class Look:
     rows_without_time: int
     outcome: str
     not_measured: int
+    evidence: tuple[Shown, ...] = ()
+    agreements: tuple[Agreement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Governed:
+    """Which of the retrains asked for may happen now, and what to tell about breakers."""
+
+    rulings: tuple[Ruling, ...]
+    changes: tuple[tuple[str, str, str, str, str], ...]
 
 
 def start(world: World, *, queue_only: bool = False) -> list[Ran]:
@@ -74,7 +96,7 @@ def run(world: World, context: JobContext) -> Result:
     rows = context.observe(lambda: _preflight(world))
     if not rows:
         return Result("no-production-models", {"models": []})
-    look = context.step("look", lambda: _look(world, rows), Look)
+    look = context.step("look", lambda: _look(world, context, rows), Look)
     for unexpected in look.unexpected:
         log.warning(f"Service C answered {unexpected}, which was not asked for; it was left out")
     for row in rows:
@@ -82,9 +104,11 @@ def run(world: World, context: JobContext) -> Result:
         if scores:
             context.step(f"scores {row.model_id}", partial(_write_scores, world, context, row, scores), str)
     context.step("record", lambda: _record(world, context, look), int)
-    context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, look.changes), int)
-    context.step("sound alarms", lambda: world.alarms.sound(look.changes), type(None))
-    return _result(world, look)
+    governed = context.step("govern", lambda: _governed(world, look), Governed)
+    changes = look.changes + governed.changes
+    context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, changes), int)
+    context.step("sound alarms", lambda: world.alarms.sound(changes), type(None))
+    return _result(world, look, governed)
 
 
 def _preflight(world: World) -> tuple[ModelRow, ...]:
@@ -105,7 +129,7 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
             f"model_metadata has more than one production row of a model: {told}",
             cure="servicectl sync-production  keeps the one that the artifact store's pointer names",
         )
-    if rows and not world.registry.has_features_view():
+    if rows and world.config.analytics.source == "service-c" and not world.registry.has_features_view():
         from servicectl.estate.features import CREATE_VIEW
 
         raise NotMeasured(
@@ -115,36 +139,24 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
     return rows
 
 
-def _look(world: World, rows: tuple[ModelRow, ...]) -> Look:
+def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
     features_of = {row.model_id: tuple(feature.name for feature in row.expected_features) for row in rows}
     wanted = sorted({feature for features in features_of.values() for feature in features})
     counted = world.registry.feature_rows(wanted)
     asked = [Asked(row.model_id, row.version, features_of[row.model_id], _learnt_until(world, row)) for row in rows]
-    analytics = world.config.analytics
-    measurements = sum(len(model.features) for model in asked)
-    answer = world.analytics.ask(analytics.deadline_base_s + analytics.deadline_per_feature_s * measurements)
-    answers = {
-        model.model_id: {
-            metric.feature: Measured(metric.psi, metric.ks_stat, metric.ks_p_value, metric.kl_divergence, metric.status)
-            for metric in model.metrics
-        }
-        for model in answer
-    }
+    answered = drift_analysts.ask(world, rows, asked, context.folder)
     feature_rows = {name: FeatureRows(rows.rows, rows.without_time, rows.newest) for name, rows in counted.items()}
-    settings = Settings(world.config.drift.min_rows, world.config.drift.effect_floor_psi)
-    findings = decide(asked, answers, feature_rows, settings, now=world.clock.now())
-    return _as_look(world, findings, features_of, feature_rows)
-
-
-def _as_look(
-    world: World,
-    findings: Findings,
-    features_of: Mapping[str, tuple[str, ...]],
-    feature_rows: Mapping[str, FeatureRows],
-) -> Look:
-    told = summary(findings)
     standing = world.alarms.standing()
     previous = {pair: Verdict(verdict) for pair, verdict in standing.verdicts.items()}
+    findings = decide(
+        asked,
+        answered.answers,
+        feature_rows,
+        drift_analysts.settings(world),
+        now=world.clock.now(),
+        previous=previous,
+    )
+    told = summary(findings)
     changes = alarm_changes(previous, findings.decisions, unmeasured=standing.unmeasured)
     return Look(
         decisions=findings.decisions,
@@ -155,6 +167,17 @@ def _as_look(
         rows_without_time=sum(rows.without_time for rows in feature_rows.values()),
         outcome=told.outcome,
         not_measured=told.not_measured,
+        evidence=_shown(findings, answered.evidence),
+        agreements=answered.agreements,
+    )
+
+
+def _shown(findings: Findings, evidence: Mapping[tuple[str, str], Evidence]) -> tuple[Shown, ...]:
+    return tuple(
+        Shown(decision.model_id, one)
+        for decision in findings.decisions
+        if decision.verdict is not Verdict.PASS
+        and (one := evidence.get((decision.model_id, decision.feature))) is not None
     )
 
 
@@ -243,9 +266,18 @@ def _record(world: World, context: JobContext, look: Look) -> int:
     return len(results)
 
 
-def _result(world: World, look: Look) -> Result:
+def _governed(world: World, look: Look) -> Governed:
+    wishes = {model_id: features for model_id, features in look.retrain.items() if model_id in world.config.models}
+    if world.config.drift.retrain == "never" or not wishes:
+        return Governed((), ())
+    told = governing.rulings(world, wishes)
+    return Governed(told, governing.breaker_changes(world, told, world.alarms.standing().verdicts))
+
+
+def _result(world: World, look: Look, governed: Governed) -> Result:
     children: list[NewJob] = []
     not_configured: list[str] = []
+    held_back = {ruling.model_id: ruling.reason for ruling in governed.rulings if not ruling.allowed}
     if world.config.drift.retrain != "never":
         for model_id in look.retrain:
             if model_id not in world.config.models:
@@ -254,13 +286,19 @@ def _result(world: World, look: Look) -> Result:
                     f"{model_id} uses drifted features but has no [models.{model_id}] section: it is not retrained"
                 )
                 continue
+            if model_id in held_back:
+                log.notice(f"{model_id} drifted and is not retrained now: {held_back[model_id]}")
+                continue
             children.append(retrain.job(world, model_id, trigger="drift"))
     told: dict[str, Any] = {
         "decisions": [msgspec.to_builtins(decision) for decision in look.decisions],
         "retrain": {model_id: list(features) for model_id, features in look.retrain.items()},
         "not_configured": not_configured,
+        "held_back": held_back,
         "rows_without_time": look.rows_without_time,
         "not_measured": look.not_measured,
+        "evidence": [msgspec.to_builtins(one) for one in look.evidence],
+        "agreements": [msgspec.to_builtins(one) for one in look.agreements],
     }
     status = ExitStatus.OK
     if not_configured:

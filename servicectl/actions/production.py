@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from servicectl.actions.verification import check_artifact
 from servicectl.errors import IntegrityError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, decode
@@ -52,7 +53,8 @@ class Artifact:
 def read_truth(world: World, model_id: str, location: str | None = None) -> Truth:
     """Given a model, what its artifact folder holds now; unless told, the registry's production row says which folder.
 
-    Raises as the artifact store and the registry do.
+    Raises IntegrityError for a pointer that is damaged or not signed as it must be, and as the artifact store and the
+    registry do.
     """
     folder = names.checked_location(location or _registered_location(world, model_id))
     pointer_name = names.production(folder, model_id, "json")
@@ -62,6 +64,8 @@ def read_truth(world: World, model_id: str, location: str | None = None) -> Trut
     if pointer_blob is not None:
         content, pointer_blob = world.artifacts.read(pointer_name)
         pointer, baseline = decode(content)
+        if pointer is not None:
+            world.trust.verify("pointer", content, pointer_name)
         if pointer is not None and pointer.model_id != model_id:
             raise IntegrityError(
                 f"{pointer_name} is the pointer of model {pointer.model_id!r}, not of {model_id!r}",
@@ -77,7 +81,9 @@ def _registered_location(world: World, model_id: str) -> str:
 
 
 def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact | None:
-    """Given the truth, download the production model and verify it against the pointer; None when there is none.
+    """Given the truth, download the production model and verify it, by digest, signed manifest and allow-list.
+
+    None when there is none. Raises as the checks do; nothing was unpickled then.
 
     A production body that differs from the pointer (a publish died between swap and pointer) is not used: the
     pointer's immutable copy is. An incumbent from before servicectl has no digest on record and is taken as it is.
@@ -86,10 +92,16 @@ def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact |
     if truth.pointer is None:
         if truth.incumbent is None:
             return None
+        if world.trust.required:
+            raise IntegrityError(
+                f"{truth.location} has no signed pointer for {production_name}",
+                cure=f"servicectl artifacts adopt {model_id}  if these bytes can be trusted",
+            )
         return _downloaded(world, production_name, folder)
     if truth.incumbent is not None:
         artifact = _downloaded(world, production_name, folder)
         if artifact.sha256 == truth.pointer.sha256:
+            check_artifact(world, truth.location, truth.pointer, artifact.content)
             return Artifact(artifact.content, artifact.sha256, truth.pointer.name)
     immutable = _downloaded(world, truth.pointer.name, folder)
     if immutable.sha256 != truth.pointer.sha256:
@@ -97,6 +109,7 @@ def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact |
             f"neither {production_name} nor {truth.pointer.name} has the digest on record ({truth.pointer.sha256[:12]}…)",
             cure=f"restore the bytes, or publish {model_id} anew; nothing was served from them",
         )
+    check_artifact(world, truth.location, truth.pointer, immutable.content)
     return immutable
 
 

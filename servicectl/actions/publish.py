@@ -18,6 +18,7 @@ from servicectl.actions.kinds import PUBLISH, RETRAIN, serving_scope
 from servicectl.actions.production import Truth, read_truth
 from servicectl.actions.retrain import Candidate
 from servicectl.actions.switching import Target
+from servicectl.actions.verification import check_artifact, check_model
 from servicectl.actions.versions import Reserved, reserve
 from servicectl.errors import ExitStatus, IntegrityError, UsageError
 from servicectl.estate.artifacts import names
@@ -145,6 +146,7 @@ def _told(request: Request, target: Target, note: str) -> dict[str, Any]:
 
 def _reserve(world: World, context: JobContext, request: Request, truth: Truth) -> Reserved:
     described = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
+    check_model(world, request.model, described, verified(request.candidate.model, "model"))
     return reserve(world, request.model, truth.location, described, context.job)
 
 
@@ -166,6 +168,7 @@ def _upload(world: World, context: JobContext, target: Target) -> str:
                 )
         finally:
             readback.unlink(missing_ok=True)
+    check_artifact(world, target.location, target.pointer, verified(target.file, "model"))
     return target.name
 
 

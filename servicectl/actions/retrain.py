@@ -13,9 +13,9 @@ from msgspec import Struct
 from servicectl.actions.kinds import PUBLISH, RETRAIN, retrain_scope, serving_scope
 from servicectl.actions.production import fetch, read_truth
 from servicectl.actions.snapshot import Snapshot, take
+from servicectl.actions.verification import allowed_names, manifest_behind
 from servicectl.config import ModelConfig, seconds
 from servicectl.errors import Busy, ExitStatus
-from servicectl.estate.artifacts import names
 from servicectl.files import sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
@@ -105,9 +105,12 @@ def run(world: World, context: JobContext) -> Result:
     plan = context.step("plan", lambda: _plan(world, model_id, context.job.spec.get("window")), Plan)
     snapshot = context.step("snapshot", lambda: take(world, plan.spec, plan.query, context.folder), Snapshot)
     source = Path(snapshot.file.path)
-    trained = context.step("train", lambda: floor.train(plan.spec, source, context.folder), Trained)
+    trained = context.step(
+        "train", lambda: floor.train(plan.spec, source, context.folder, context.folder.parent / "training"), Trained
+    )
     champion = context.step("champion", lambda: _champion_file(world, model_id, plan, context.folder), ChampionFile)
-    verdict = context.step("judge", lambda: _judge(plan, source, trained, champion), Verdict)
+    allowed = allowed_names(world, model_id)
+    verdict = context.step("judge", lambda: _judge(plan, source, trained, champion, allowed), Verdict)
     told = _told(plan, snapshot, trained, verdict)
     if verdict.decision == "REJECT":
         return Result("rejected", told)
@@ -115,7 +118,9 @@ def run(world: World, context: JobContext) -> Result:
         return Result("inconclusive", told, ExitStatus.NOT_MEASURED)
     serving = world.config.serving
     servable = context.step(
-        "check", lambda: floor.check(plan.spec, source, trained.model, serving.max_mb, serving.libraries), Servability
+        "check",
+        lambda: floor.check(plan.spec, source, trained.model, serving.max_mb, serving.libraries, allowed),
+        Servability,
     )
     candidate = context.step(
         "package", lambda: _package(world, context, plan, snapshot, trained, verdict, servable), Candidate
@@ -156,6 +161,9 @@ def training_spec(world: World, model_id: str, window: str | None) -> TrainingSp
         window_s=seconds(window, "window") if window else None,
         max_rows=training.max_rows,
         sample=training.sample,
+        training=model.training,
+        passes=training.passes,
+        serving_first=training.serving_first,
     )
 
 
@@ -192,10 +200,9 @@ def _champion(world: World, model_id: str) -> Champion:
     truth = read_truth(world, model_id)
     if truth.pointer is None:
         return Champion(0)
-    name = names.manifest(truth.location, model_id, truth.pointer.version)
     seen_until: datetime | None = None
-    if world.artifacts.stat(name) is not None:
-        split = msgspec.json.decode(world.artifacts.read(name)[0]).get("split", {})
+    if (manifest := manifest_behind(world, truth.location, truth.pointer)) is not None:
+        split = manifest.get("split", {})
         if isinstance(split.get("trained_until"), str):
             seen_until = datetime.fromisoformat(split["trained_until"])
     return Champion(truth.generation, truth.pointer.version, seen_until)
@@ -214,7 +221,7 @@ def _champion_file(world: World, model_id: str, plan: Plan, folder: Path) -> Cha
     return ChampionFile(ProductFile(str(path), artifact.sha256, len(artifact.content)))
 
 
-def _judge(plan: Plan, snapshot: Path, trained: Trained, champion: ChampionFile) -> Verdict:
+def _judge(plan: Plan, snapshot: Path, trained: Trained, champion: ChampionFile, allowed: tuple[str, ...]) -> Verdict:
     return floor.judge(
         plan.spec,
         plan.gate,
@@ -223,6 +230,7 @@ def _judge(plan: Plan, snapshot: Path, trained: Trained, champion: ChampionFile)
         champion.file,
         champion_seen_until=plan.champion.seen_until,
         challenger_seen_until=trained.trained_until,
+        allowed=allowed,
     )
 
 

@@ -42,6 +42,20 @@ class Target(Struct, frozen=True, kw_only=True):
         """Recorded with each blob, so that a failed condition can be told as "mine, already done" or "another's"."""
         return {"generation": str(self.generation), "version": self.version, "job": self.job_id}
 
+    @property
+    def pointer(self) -> Pointer:
+        return Pointer(
+            model_id=self.model_id,
+            generation=self.generation,
+            version=self.version,
+            sha256=self.file.sha256,
+            name=self.name,
+            job_id=self.job_id,
+            manifest_sha256=self.manifest_sha256,
+            size=self.file.bytes,
+            published_at=self.published_at,
+        )
+
 
 def put_in_production(
     world: World, context: JobContext, truth: Truth, target: Target, replaces: str | None, prefix: str = ""
@@ -75,7 +89,9 @@ class Undone(Struct, frozen=True):
 def undo(world: World, context: JobContext, old: Pointer | None, failed: Target) -> Undone:
     """Put the version that was in production before back, under a generation above the failed one's."""
     if old is None:
-        return Undone(False, f"no version on record was in production before: {failed.version} stays, and needs an operator")
+        return Undone(
+            False, f"no version on record was in production before: {failed.version} stays, and needs an operator"
+        )
     target = Target(
         model_id=failed.model_id,
         location=failed.location,
@@ -111,18 +127,9 @@ def _swap(world: World, truth: Truth, target: Target) -> str:
 
 
 def _point(world: World, truth: Truth, target: Target) -> str:
-    pointer = Pointer(
-        model_id=target.model_id,
-        generation=target.generation,
-        version=target.version,
-        sha256=target.file.sha256,
-        name=target.name,
-        job_id=target.job_id,
-        manifest_sha256=target.manifest_sha256,
-        size=target.file.bytes,
-        published_at=target.published_at,
+    content = world.trust.sealed(
+        "pointer", encode(target.pointer, msgspec.json.decode(verified(target.baseline, "baseline")))
     )
-    content = encode(pointer, msgspec.json.decode(verified(target.baseline, "baseline")))
     name = names.production(target.location, target.model_id, "json")
     return world.artifacts.replace(name, content, target.metadata, truth.pointer_etag).etag
 

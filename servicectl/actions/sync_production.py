@@ -63,6 +63,15 @@ def _project_one(world: World, context: JobContext, model_id: str) -> str:
         if not production:
             return "no longer in production"
         truth = read_truth(world, model_id, production[0].azure_location or None)
+        served = world.keys.read(model_id)
+        if served is not None and served.generation is not None and served.generation > truth.generation:
+            truth = read_truth(world, model_id, truth.location)
+            if served.generation > truth.generation:
+                # Generations only rise: an older pointer was put back, or this is not the store that was published to.
+                raise IntegrityError(
+                    f"{truth.location} has generation {truth.generation}, Redis was given {served.generation}",
+                    cure=f"restore the newest pointer of {model_id}; nothing was changed",
+                )
         artifact = fetch(world, model_id, truth, context.folder)
         if artifact is None:
             raise IntegrityError(

@@ -41,7 +41,7 @@ def reserve(world: World, model_id: str, location: str, described: dict[str, Any
     taken |= {row.version for row in world.registry.rows(model_id)}
     version = _own(world, model_id, location, job.job_id, taken, {blob.name for blob in blobs}) or _next(taken)
     for _ in range(_PATIENCE):
-        content = canonical({**described, "version": version, "job_id": job.job_id})
+        content = world.trust.sealed("manifest", canonical({**described, "version": version, "job_id": job.job_id}))
         name = names.manifest(location, model_id, version)
         try:
             world.artifacts.create(name, content, {"job": job.job_id})

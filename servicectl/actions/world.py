@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from servicectl.estate.registry import Registry
     from servicectl.estate.serving import ServingClient
     from servicectl.estate.serving_keys import ServingKeys
+    from servicectl.estate.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,12 @@ class World:
         file = self.config.artifacts.connection_string_file
         connection = secret("AZURE_STORAGE_CONNECTION_STRING", file, "azure-connection-string")
         return open_store(self.config.artifacts_url, connection)
+
+    @cached_property
+    def trust(self) -> Trust:
+        from servicectl.estate.trust import from_config
+
+        return from_config(self.config.trust)
 
     @cached_property
     def alarms(self) -> Alarms:

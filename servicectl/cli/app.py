@@ -19,6 +19,7 @@ from servicectl.cli import (
     publish,
     retrain,
     sync_production,
+    trust,
 )
 from servicectl.cli.session import Session, set_verbosity
 
@@ -58,3 +59,4 @@ for module in (sync_production, drift_check, retrain, publish, listen, doctor, i
     module.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(trust.app, name="trust")

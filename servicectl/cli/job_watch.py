@@ -19,8 +19,8 @@ def follow(at: Session, job_id: str) -> None:
     runner = at.world.runner
     seen = 0
     while True:
-        events = runner.table.events(job_id)
         job = runner.table.get(job_id)
+        events = runner.table.events(job_id)  # after the job: an ended one has no later events
         for event in events[seen:] if not at.as_json else []:
             at.screen.line(f"{event.happened_at:%H:%M:%S}  {event.to_state:<10} {event.edge:<12} {event.detail or ''}")
         seen = len(events)

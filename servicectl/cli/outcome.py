@@ -81,8 +81,12 @@ def _drift(at: Session, one: Ran) -> None:
     print_decisions(at.screen, result["decisions"])
     if left_out := result.get("rows_without_time"):
         at.screen.line(f"{left_out:,} values without a usable time were left out")
+    held_back = result.get("held_back", {})
     for model_id, features in result["retrain"].items():
-        at.screen.line(f"{model_id}: retrain queued for {', '.join(features)}")
+        if model_id in held_back:
+            at.screen.line(f"{model_id}: drifted in {', '.join(features)}; not retrained now: {held_back[model_id]}")
+        else:
+            at.screen.line(f"{model_id}: retrain queued for {', '.join(features)}")
     if not result["retrain"]:
         at.screen.line("no retrain queued")
 

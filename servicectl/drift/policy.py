@@ -1,6 +1,7 @@
 """What a drift measurement means: from what was asked, answered and counted to verdicts, retrains and alarms.
 
-Pure functions over frozen values. Service C measures a *feature* (old rows against new rows of the one feature
+Pure functions over frozen values. The analyst is Service C, whose word is weighed here, or the builtin statistics,
+which come with a judgement of their own (`judgement`). Service C measures a *feature* (old rows against new rows of the one feature
 store), whichever model it names in its answer; a *verdict* is about a model and a feature, since models have
 learnt from different rows. So the judgement is made in two parts: `drifted` holds the features whose measurement
 is bad, and each decision says whether the model has anything new to learn there.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Literal
@@ -53,14 +54,33 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """One feature as Service C answered it; `status` is its own word, unchecked."""
+class Judged:
+    """What the builtin statistics make of their own figures.
 
-    psi: float
-    ks_stat: float
-    ks_p_value: float
-    kl_divergence: float
+    `strength` is the effect in multiples of what is worth a WARNING, 0 if it may be chance. NOT_MEASURED and
+    QUARANTINE are verdicts of theirs too. `own`: the reference was what this very model has learnt from.
+    """
+
+    verdict: Verdict
+    reason: str
+    strength: float = 0.0
+    own: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One feature as the analyst answered it.
+
+    `status` is Service C's own word, unchecked, "" if it was not asked. A figure may be None only with `judged`:
+    then that is the judgement, else the policy weighs the word by the figures.
+    """
+
+    psi: float | None
+    ks_stat: float | None
+    ks_p_value: float | None
+    kl_divergence: float | None
     status: str
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +98,16 @@ class FeatureRows:
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`min_rows`: rows with a time below which Service C's CRITICAL is noise more often than not, when nothing
-    drifted. `effect_floor_psi`: a CRITICAL counts only above this PSI."""
+    drifted. `effect_floor_psi`: a CRITICAL counts only above this PSI; `psi_cut_offs` raise it for some features.
+    `stale_after`: newest rows older than this are broken data; None: never. `clear_ratio`: what was told stays at
+    WARNING until the effect is below this part of what is worth one."""
 
     min_rows: int = 20_000
     effect_floor_psi: float = 0.25
+    psi_cut_offs: Mapping[str, float] = field(default_factory=dict)
+    stale_after: timedelta | None = None
+    clear_ratio: float = 0.8
+    analyst: str = "Service C"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +116,8 @@ class Decision:
 
     `status` is the analyst's own word, or "" if there is none. The four figures are None when they were not
     answered or not finite. `newer`: the feature has rows newer than those the model learnt from (also true when
-    that cannot be told). `feature` is "" in the one decision about a model that has no features.
+    that cannot be told). `own`: compared with what this very model learnt from, so that drift found for another model
+    does not concern it. `feature` is "" in the one decision about a model that has no features.
     """
 
     model_id: str
@@ -105,6 +132,12 @@ class Decision:
     rows: int
     reason: str
     newer: bool
+    own: bool = False
+
+    @property
+    def concerned(self) -> bool:
+        """Whether drift of the feature, wherever it was found, has something new for this model."""
+        return self.newer and (self.verdict is Verdict.CRITICAL or not self.own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +177,26 @@ def decide(
     settings: Settings,
     *,
     now: datetime | None = None,
+    previous: Mapping[tuple[str, str], Verdict] | None = None,
 ) -> Findings:
     """Given what was asked, answered (by model, then feature) and counted (by feature), decide every asked pair.
 
     A feature that `rows` leaves out has no rows. With `now`, rows dated in the future are taken for what they
-    are: broken data. Without it they would count as news for ever, or hide all later news.
+    are: broken data. Without it they would count as news for ever, or hide all later news. `previous` are the
+    verdicts last told: what was told does not clear by a hair's breadth.
     """
+    told = previous or {}
     models = tuple(asked)
     decisions = tuple(
-        _decision(model, feature, answers, rows.get(feature), settings, now)
+        _decision(
+            model,
+            feature,
+            answers,
+            rows.get(feature),
+            settings,
+            now=now,
+            before=told.get((model.model_id, feature), Verdict.PASS),
+        )
         for model in models
         for feature in dict.fromkeys(model.features) or ("",)
     )
@@ -173,11 +217,12 @@ def affected(findings: Findings, features_of: Mapping[str, tuple[str, ...]]) -> 
     """Given the findings and the features of every production model, the models to retrain, each with the bad ones.
 
     A model is in it for each drifted feature it uses, also when the answer named another model for it or was
-    silent about this one; it is left out where it has already learnt from the feature's newest rows. NOT_MEASURED
+    silent about this one; it is left out where it has already learnt from the feature's newest rows, or was compared
+    with what it learnt from and found calm. NOT_MEASURED
     and QUARANTINE never make a feature bad.
     """
     drifted = set(findings.drifted)
-    learnt = {(decision.model_id, decision.feature) for decision in findings.decisions if not decision.newer}
+    learnt = {(decision.model_id, decision.feature) for decision in findings.decisions if not decision.concerned}
     bad = {
         model_id: tuple(feature for feature in features if feature in drifted and (model_id, feature) not in learnt)
         for model_id, features in features_of.items()
@@ -221,7 +266,7 @@ def summary(findings: Findings) -> Summary:
     "not-measured" if anything could not be measured or was quarantined; else "clear"."""
     counts = Counter(decision.verdict for decision in findings.decisions)
     not_measured = counts[Verdict.NOT_MEASURED] + counts[Verdict.QUARANTINE]
-    drift = any(decision.newer and decision.feature in findings.drifted for decision in findings.decisions)
+    drift = any(decision.concerned and decision.feature in findings.drifted for decision in findings.decisions)
     outcome: Literal["drift", "not-measured", "clear"] = (
         "drift" if drift else "not-measured" if not_measured else "clear"
     )
@@ -240,9 +285,9 @@ def _drifted(
         for answer in answers.values()
         for feature, measured in answer.items()
         if (counted := rows.get(feature)) is not None
-        and not _broken(counted, now)
-        and not _unreadable(measured)
-        and _judge(measured, counted, settings)[0] is Verdict.CRITICAL
+        and not _broken(counted, settings, now)
+        and not _unreadable(measured, settings)
+        and _judge(feature, measured, counted, settings)[0] is Verdict.CRITICAL
     }
 
 
@@ -252,7 +297,9 @@ def _decision(
     answers: Mapping[str, Mapping[str, Measured]],
     counted: FeatureRows | None,
     settings: Settings,
+    *,
     now: datetime | None,
+    before: Verdict,
 ) -> Decision:
     measured = answers.get(model.model_id, {}).get(feature)
     newer = _has_newer(model, counted, now)
@@ -271,35 +318,40 @@ def _decision(
             rows=counted.rows if counted else 0,
             reason=reason,
             newer=newer,
+            own=measured is not None and measured.judged is not None and measured.judged.own,
         )
 
     if not feature:
         return says(Verdict.NOT_MEASURED, f"{model.model_id} lists no feature, so there was nothing to ask for")
     if counted is None or counted.rows == 0:
         return says(Verdict.NOT_MEASURED, "no row has it")
-    if broken := _broken(counted, now):
+    if broken := _broken(counted, settings, now):
         return says(Verdict.QUARANTINE, broken)
     if measured is None:
-        return says(Verdict.NOT_MEASURED, _silence(model.model_id, answers))
-    if unreadable := _unreadable(measured):
+        return says(Verdict.NOT_MEASURED, _silence(model.model_id, answers, settings))
+    if unreadable := _unreadable(measured, settings):
         return says(Verdict.NOT_MEASURED, unreadable)
-    verdict, reason = _judge(measured, counted, settings)
-    if verdict is not Verdict.PASS and not newer:
+    verdict, reason = _judge(feature, measured, counted, settings)
+    if verdict is Verdict.PASS and before in (Verdict.WARNING, Verdict.CRITICAL):
+        verdict, reason = _lingering(measured, reason, settings)
+    if verdict in (Verdict.WARNING, Verdict.CRITICAL) and not newer:
         return says(Verdict.PASS, f"no rows newer than those {model.version} was trained and judged on")
     return says(verdict, reason)
 
 
-def _silence(model_id: str, answers: Mapping[str, Mapping[str, Measured]]) -> str:
+def _silence(model_id: str, answers: Mapping[str, Mapping[str, Measured]], settings: Settings) -> str:
     if not answers:
-        return "Service C's answer was empty"
+        return f"{settings.analyst}'s answer was empty"
     if model_id not in answers:
-        return f"Service C's answer does not name {model_id}"
+        return f"{settings.analyst}'s answer does not name {model_id}"
     if not answers[model_id]:
-        return f"Service C answered {model_id} without any feature"
-    return f"Service C's answer for {model_id} leaves it out"
+        return f"{settings.analyst} answered {model_id} without any feature"
+    return f"{settings.analyst}'s answer for {model_id} leaves it out"
 
 
-def _unreadable(measured: Measured) -> str:
+def _unreadable(measured: Measured, settings: Settings) -> str:
+    if measured.judged is not None:
+        return ""
     figures = {
         "psi": measured.psi,
         "ks_stat": measured.ks_stat,
@@ -307,42 +359,67 @@ def _unreadable(measured: Measured) -> str:
         "kl_divergence": measured.kl_divergence,
     }
     for name, figure in figures.items():
-        if not math.isfinite(figure):
-            return f"Service C answered {name} = {figure}"
+        if figure is None or not math.isfinite(figure):
+            return f"{settings.analyst} answered {name} = {figure}"
     if measured.status not in (Verdict.PASS, Verdict.WARNING, Verdict.CRITICAL):
-        return f"Service C answered the unknown status {measured.status!r}"
+        return f"{settings.analyst} answered the unknown status {measured.status!r}"
     return ""
 
 
-def _broken(counted: FeatureRows, now: datetime | None) -> str:
-    # Service C's windows are shares of the rows in time order, the old one from the middle on. Rows of year 1 come
+def _broken(counted: FeatureRows, settings: Settings, now: datetime | None) -> str:
+    # The windows are shares of the rows in time order, the old one from the middle on. Rows of year 1 come
     # first in that order: with more than half of them the old window is made of rows from no time at all.
     if counted.without_time * 2 > counted.rows or counted.newest is None:
         return f"{counted.without_time:,} of {counted.rows:,} rows have no usable time, so old and new cannot be told"
     if _in_the_future(counted.newest, now):
         return f"its newest row is dated {counted.newest:%Y-%m-%d}, which is still to come"
+    if settings.stale_after is not None and now is not None and _utc(now) - _utc(counted.newest) > settings.stale_after:
+        return f"its newest row is from {counted.newest:%Y-%m-%d %H:%M}: nothing has come for longer than drift.stale_after"
     return ""
 
 
-def _judge(measured: Measured, counted: FeatureRows, settings: Settings) -> tuple[Verdict, str]:
+def _judge(feature: str, measured: Measured, counted: FeatureRows, settings: Settings) -> tuple[Verdict, str]:
     """The verdict on a readable measurement of sound rows, before asking what a model has learnt."""
-    status = Verdict(measured.status)
-    figures = f"PSI {measured.psi:.3f}, KS {measured.ks_stat:.3f} (p {measured.ks_p_value:.2g})"
+    if measured.judged is not None:
+        return measured.judged.verdict, measured.judged.reason
+    status, (psi, ks_stat, ks_p_value) = Verdict(measured.status), _figures(measured)
+    figures = f"PSI {psi:.3f}, KS {ks_stat:.3f} (p {ks_p_value:.2g})"
     if status is not Verdict.CRITICAL:
         return status, figures
     timed = counted.rows - counted.without_time
     if timed < settings.min_rows:
         return Verdict.WARNING, (
-            f"{figures}; Service C says CRITICAL, which is not reliable on {timed:,} rows (fewer than "
+            f"{figures}; {settings.analyst} says CRITICAL, which is not reliable on {timed:,} rows (fewer than "
             f"{settings.min_rows:,})"
         )
-    if measured.psi <= settings.effect_floor_psi:
-        shifted = measured.ks_stat > ANALYST_WARNING_KS and measured.ks_p_value < ANALYST_WARNING_P
-        verdict = Verdict.WARNING if measured.psi > ANALYST_WARNING_PSI or shifted else Verdict.PASS
+    floor = max(settings.effect_floor_psi, settings.psi_cut_offs.get(feature, 0.0))
+    if psi <= floor:
+        shifted = ks_stat > ANALYST_WARNING_KS and ks_p_value < ANALYST_WARNING_P
+        verdict = Verdict.WARNING if psi > ANALYST_WARNING_PSI or shifted else Verdict.PASS
         return verdict, (
-            f"{figures}; Service C says CRITICAL, but the effect is not above the floor of {settings.effect_floor_psi:g}"
+            f"{figures}; {settings.analyst} says CRITICAL, but the effect is not above the floor of {floor:g}"
         )
     return status, figures
+
+
+def _figures(measured: Measured) -> tuple[float, float, float]:
+    assert measured.psi is not None
+    assert measured.ks_stat is not None
+    assert measured.ks_p_value is not None
+    return measured.psi, measured.ks_stat, measured.ks_p_value
+
+
+def _lingering(measured: Measured, reason: str, settings: Settings) -> tuple[Verdict, str]:
+    """A PASS after something was told: it stays a WARNING while the effect is close to what is worth one."""
+    if measured.judged is not None:
+        strength = measured.judged.strength
+    else:
+        psi, ks_stat, ks_p_value = _figures(measured)
+        shifted = ks_stat / ANALYST_WARNING_KS if ks_p_value < ANALYST_WARNING_P else 0.0
+        strength = max(psi / ANALYST_WARNING_PSI, shifted)
+    if strength <= settings.clear_ratio:
+        return Verdict.PASS, reason
+    return Verdict.WARNING, f"{reason}; not yet below {settings.clear_ratio:.0%} of what is worth a warning"
 
 
 def _has_newer(model: Asked, counted: FeatureRows | None, now: datetime | None) -> bool:
@@ -379,8 +456,8 @@ def _change(
     return AlarmChange(decision.model_id, decision.feature, kind, decision.verdict, text)
 
 
-def _finite(figure: float) -> float | None:
-    return figure if math.isfinite(figure) else None
+def _finite(figure: float | None) -> float | None:
+    return figure if figure is not None and math.isfinite(figure) else None
 
 
 def _utc(moment: datetime) -> datetime:

@@ -191,13 +191,3 @@ def benjamini_hochberg(p_values: Numbers) -> Numbers:
     adjusted = np.empty(count)
     adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return adjusted
-
-
-def two_shares_p(first_hits: int, first_rows: int, second_hits: int, second_rows: int) -> float:
-    """Given hits among rows of two windows, Fisher's exact p-value that both have one share."""
-    if not first_rows or not second_rows:
-        return 1.0
-    from scipy import stats
-
-    table = [[first_hits, first_rows - first_hits], [second_hits, second_rows - second_hits]]
-    return float(stats.fisher_exact(table).pvalue)

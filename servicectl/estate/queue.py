@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from servicectl.clock import SYSTEM, Clock
 from servicectl.errors import BadAnswer, BadData, Busy, ConfigError, OutcomeUnknown, PartyUnavailable, TryAgain
-from servicectl.sql import literal
+from servicectl.sql import leading_words, literal
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -272,11 +272,17 @@ class HandlerQueue:
 
     @contextmanager
     def _forgotten(self, request: _Request) -> Iterator[None]:
+        answered = True
         try:
             yield
+        except TryAgain:
+            # What is answered late expires by itself, and a Redis that is silent need not be waited for twice.
+            answered = False
+            raise
         finally:
-            with suppress(PartyUnavailable, BadAnswer), self._redis() as client:
-                client.delete(request.key)
+            if answered:
+                with suppress(PartyUnavailable, BadAnswer), self._redis() as client:
+                    client.delete(request.key)
 
     @contextmanager
     def _redis(self) -> Iterator[Redis]:
@@ -318,9 +324,9 @@ def _client(url: str, password: str | None, socket_timeout: float) -> Redis:
 
 
 def _request(sql: str) -> _Request:
-    word = re.match(r"\s*(\w*)", sql)
-    if word is not None and word.group(1).upper() in _NEVER_SENT:
-        raise BadData(f"{word.group(1).upper()} is never sent to {HANDLER}: it would change the state of every service")
+    for word in leading_words(sql):
+        if word in _NEVER_SENT:
+            raise BadData(f"{word} is never sent to {HANDLER}: it would change the state of every service")
     key = f"{RESPONSE_PREFIX}{uuid.uuid4()}"
     return _Request(key, json.dumps({"query": sql, "response_key": key}).encode())
 

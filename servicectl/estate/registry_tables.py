@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any
 
 from servicectl.errors import BadAnswer, BadData, IntegrityError
+from servicectl.estate import values
 from servicectl.estate.features import FeatureStore
-from servicectl.estate.registry_rows import moment
 from servicectl.sql import literal, literals
 
 _ROWS_PER_STATEMENT = 500
@@ -53,6 +53,12 @@ class DriftResult:
 
 _RESULT_COLUMNS = tuple(field.name for field in fields(DriftResult))
 _DOUBLES = ("psi", "ks_stat", "ks_p_value", "kl_divergence")
+_RESULT_KINDS = {
+    **dict.fromkeys(_RESULT_COLUMNS, values.text),
+    **dict.fromkeys(_DOUBLES, values.double),
+    "feature_rows": values.whole,
+    "checked_at": values.moment,
+}
 
 
 class OwnTables(FeatureStore):
@@ -87,7 +93,7 @@ class OwnTables(FeatureStore):
                       WHERE model_id = {literal(model_id)}{of_feature}) AS r
                 ORDER BY r.checked_at DESC, r.run_id, r.feature_name LIMIT {literal(limit)}"""
         )
-        return tuple(_drift_result(row) for row in told)
+        return tuple(_drift_result(row) for row in values.typed(told, _RESULT_KINDS))
 
     def store_baseline(self, model_id: str, version: str, baseline_json: str, sha256: str) -> None:
         """Store the baseline statistics of one version unless they are stored already, and read their digest back.
@@ -166,8 +172,6 @@ def _storable(value: Any) -> Any:
 
 
 def _drift_result(told: dict[str, Any]) -> DriftResult:
-    checked_at = moment(told["checked_at"])
-    if checked_at is None:
+    if told["checked_at"] is None:
         raise BadAnswer(f"drift_results row of run {told['run_id']!r}, feature {told['feature_name']!r}: no checked_at")
-    figures = {name: None if told[name] is None else float(told[name]) for name in _DOUBLES}
-    return DriftResult(**{**told, **figures, "checked_at": checked_at})
+    return DriftResult(**told)

@@ -24,6 +24,11 @@ class Processes:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._closed = False
 
+    @property
+    def running(self) -> int:
+        with self._lock:
+            return len(self._running)
+
     def start(self, job_id: str) -> None:
         """Given a stored job, run it now or after the others. A process that cannot be made is logged, not raised."""
         with self._lock:

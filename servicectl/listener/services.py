@@ -45,6 +45,14 @@ class Asking:
             log.error(f"a call of {context.peer()} failed: {type(error).__name__}: {error}")
             await refuse(context, grpc.StatusCode.INTERNAL, f"{type(error).__name__}: see the listener's log")
 
+    async def trigger(
+        self, context: Context, job_name: str, params: dict[str, str], request_id: str
+    ) -> tuple[Seen, bool]:
+        seen, created = await self.answer(context, partial(self.desk.trigger, job_name, params, request_id))
+        if created:
+            log.notice(f"job {seen.job.short_id} ({seen.job.scope}) for {_caller(context)}")
+        return seen, created
+
 
 def status_of(error: ServicectlError) -> grpc.StatusCode:
     match error:
@@ -72,8 +80,7 @@ class Scheduler(myservice_pb2_grpc.JobSchedulerServicer):
     async def TriggerJob(
         self, request: myservice_pb2.TriggerJobRequest, context: Context
     ) -> myservice_pb2.TriggerJobResponse:
-        ask = partial(self._asking.desk.trigger, request.job_name, {}, "")
-        seen, _ = await self._asking.answer(context, ask)
+        seen, _ = await self._asking.trigger(context, request.job_name, {}, "")
         return myservice_pb2.TriggerJobResponse(success=True, job_id=seen.job.job_id)
 
 
@@ -127,6 +134,11 @@ class Jobs(jobs_pb2_grpc.JobsServicer):
     async def _trigger(
         self, context: Context, job_name: str, params: dict[str, str], request_id: str
     ) -> jobs_pb2.TriggerJobResponse:
-        ask = partial(self._desk.trigger, job_name, params, request_id)
-        seen, created = await self._asking.answer(context, ask)
+        seen, created = await self._asking.trigger(context, job_name, params, request_id)
         return jobs_pb2.TriggerJobResponse(job=job_message(seen), created=created)
+
+
+def _caller(context: Context) -> str:
+    """Where a call came from, and by whose certificate."""
+    names = [name.decode(errors="replace") for name in context.auth_context().get("x509_common_name", ())]
+    return " ".join([context.peer(), *names])

@@ -37,7 +37,7 @@ class Faults:
         self._redis: Any = client
         self._counting = threading.Lock()
         if at_start:
-            self._redis.hset(KEY, mapping=at_start)
+            self._redis.hset(KEY, mapping={**at_start})
 
     def strikes(self, name: str, statement: str = "") -> Mapping[str, Any] | None:
         """The fault's members if it is on and meant for this statement; that counts as one of its `times`."""

@@ -82,10 +82,10 @@ class Pool:
 
 def _inside_transaction(connection: duckdb.DuckDBPyConnection) -> bool:
     try:
-        seen = [connection.execute("SELECT txid_current()").fetchone() for _ in range(2)]
+        seen = {connection.execute("SELECT txid_current()").fetchone() for _ in range(2)}
     except duckdb.Error:  # an aborted one refuses everything
         return True
-    return seen[0] == seen[1]
+    return len(seen) == 1
 
 
 def answer(connection: duckdb.DuckDBPyConnection, query: str) -> str:

@@ -114,7 +114,11 @@ def _shortest_single(value: float) -> float:
 
 def _decimal(value: Decimal, form: Mapping[str, int]) -> dict[str, int]:
     scale = form["scale"]
-    return {"Width": form["precision"], "Scale": scale, "Value": int(value.scaleb(scale))}
+    sign, digits, exponent = value.as_tuple()
+    assert isinstance(exponent, int)
+    # Not by Decimal's own arithmetic, which rounds to 28 digits.
+    whole = int("".join(map(str, digits))) * 10 ** (exponent + scale)
+    return {"Width": form["precision"], "Scale": scale, "Value": -whole if sign else whole}
 
 
 def _moment(value: datetime) -> str:

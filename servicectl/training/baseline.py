@@ -17,18 +17,20 @@ the form that the analytics service's PSI uses.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from servicectl.training.column_statistics import HISTOGRAM_BINS, histogram_edges
 from servicectl.training.frame import Rows, absent, label_text, moment
 from servicectl.training.spec import TrainingSpec
 
 SCHEMA = 1
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-_BINS = 10
 _LISTED_VALUES = 50
+SAMPLE_ROWS = 20_000
 
 
 def baseline(rows: Rows, spec: TrainingSpec, label_codes: dict[str, int] | None) -> dict[str, Any]:
@@ -50,37 +52,67 @@ def baseline(rows: Rows, spec: TrainingSpec, label_codes: dict[str, int] | None)
 
 def _numeric(column: NDArray[Any]) -> dict[str, Any]:
     present = column[~np.isnan(column)]
-    facts: dict[str, Any] = {"kind": "numeric", "count": len(present), "nulls": len(column) - len(present)}
     if len(present) == 0:
-        empty = dict.fromkeys(("mean", "std", "min", "max", "quantiles", "histogram"))
-        return facts | empty
+        return numeric_facts(count=0, nulls=len(column))
     low, high = float(present.min()), float(present.max())
     with np.errstate(over="ignore", invalid="ignore"):  # sums of numbers near 1e308; reported as null
         mean, std = float(present.mean()), float(present.std())
         quantiles = np.quantile(present, QUANTILES)
     histogram = None
-    if math.isfinite(high - low):
-        counts, edges = np.histogram(present, bins=_BINS, range=(low, high))
-        histogram = {"edges": edges.tolist(), "counts": counts.tolist()}
+    if histogram_edges(low, high) is not None:
+        counts, edges = np.histogram(present, bins=HISTOGRAM_BINS, range=(low, high))
+        histogram = edges.tolist(), counts.tolist()
+    return numeric_facts(
+        count=len(present),
+        nulls=len(column) - len(present),
+        mean=mean,
+        std=std,
+        low=low,
+        high=high,
+        quantiles=quantiles.tolist(),
+        histogram=histogram,
+    )
+
+
+def numeric_facts(
+    *,
+    count: int,
+    nulls: int,
+    mean: float = 0.0,
+    std: float = 0.0,
+    low: float = 0.0,
+    high: float = 0.0,
+    quantiles: Sequence[float] = (),
+    histogram: tuple[list[float], list[int]] | None = None,
+) -> dict[str, Any]:
+    """NUMERIC of one column. `quantiles` are at QUANTILES; `histogram`: edges and counts."""
+    facts: dict[str, Any] = {"kind": "numeric", "count": count, "nulls": nulls}
+    if count == 0:
+        return facts | dict.fromkeys(("mean", "std", "min", "max", "quantiles", "histogram"))
     return facts | {
         "mean": _finite(mean),
         "std": _finite(std),
         "min": low,
         "max": high,
-        "quantiles": {f"{q:g}": _finite(float(value)) for q, value in zip(QUANTILES, quantiles, strict=True)},
-        "histogram": histogram,
+        "quantiles": {f"{q:g}": _finite(value) for q, value in zip(QUANTILES, quantiles, strict=True)},
+        "histogram": None if histogram is None else {"edges": histogram[0], "counts": histogram[1]},
     }
 
 
 def _categorical(column: NDArray[Any]) -> dict[str, Any]:
     missing = absent(column)
     values, counts = np.unique(column[~missing], return_counts=True)
-    ordered = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], str(pair[0])))
+    return categorical_facts(dict(zip(values.tolist(), counts.tolist(), strict=True)), int(missing.sum()))
+
+
+def categorical_facts(rows_of: Mapping[Any, int], nulls: int) -> dict[str, Any]:
+    """CATEGORICAL of one column, from its rows per value."""
+    ordered = sorted(rows_of.items(), key=lambda pair: (-pair[1], str(pair[0])))
     listed = ordered[:_LISTED_VALUES]
     return {
         "kind": "categorical",
-        "count": int(counts.sum()),
-        "nulls": int(missing.sum()),
+        "count": sum(rows_of.values()),
+        "nulls": nulls,
         "distinct": len(ordered),
         "values": {label_text(value): count for value, count in listed},
         "other": sum(count for _, count in ordered[_LISTED_VALUES:]),
@@ -89,13 +121,26 @@ def _categorical(column: NDArray[Any]) -> dict[str, Any]:
 
 def _classes(labels: NDArray[Any], codes: dict[str, int] | None) -> dict[str, Any]:
     values, counts = np.unique(labels, return_counts=True)
-    names = [label_text(value) for value in values.tolist()]
+    return class_facts(dict(zip(values.tolist(), counts.tolist(), strict=True)), codes)
+
+
+def class_facts(rows_of: Mapping[Any, int], codes: dict[str, int] | None) -> dict[str, Any]:
+    """CLASSES, from the rows per label."""
+    total = sum(rows_of.values())
+    ordered = sorted(rows_of.items())
     return {
         "kind": "classes",
-        "count": len(labels),
-        "shares": {name: int(count) / len(labels) for name, count in zip(names, counts, strict=True)},
-        "codes": codes if codes is not None else {name: int(value) for name, value in zip(names, values, strict=True)},
+        "count": total,
+        "shares": {label_text(value): count / total for value, count in ordered},
+        "codes": codes if codes is not None else {label_text(value): int(value) for value, _ in ordered},
     }
+
+
+def sample_positions(rows: int, seed: int) -> NDArray[np.int64]:
+    """Which training rows are kept raw: a seeded sample without replacement, in order; all, where they are few."""
+    if rows <= SAMPLE_ROWS:
+        return np.arange(rows)
+    return np.sort(np.random.default_rng([seed, 20_000]).choice(rows, SAMPLE_ROWS, replace=False, shuffle=False))
 
 
 def _finite(value: float) -> float | None:

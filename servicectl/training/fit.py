@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import pickle
 import platform
 import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
 from numpy.typing import NDArray
 
 from servicectl.errors import BadData, ConfigError
 from servicectl.files import sha256_of, write_atomically
 from servicectl.training.baseline import baseline
-from servicectl.training.frame import Rows, label_text, moment, read, split
+from servicectl.training.columns import transformer
+from servicectl.training.frame import Rows, label_text, moment, read, sample_of, split
+from servicectl.training.labels import coded_classes
+from servicectl.training.mode import choose
 from servicectl.training.spec import ProductFile, Trained, TrainingSpec
 
 if TYPE_CHECKING:
@@ -41,6 +45,11 @@ def train(request: TrainRequest) -> Trained:
     """The child's side of `floor.train`."""
     started = time.monotonic()
     spec, folder = request.spec, Path(request.folder)
+    mode, needed_mb = choose(Path(request.snapshot), spec)
+    if mode == "streaming":
+        from servicectl.training.stream import train_in_blocks
+
+        return train_in_blocks(request, needed_mb)
     parts = split(read(Path(request.snapshot), spec), spec)
     rows = parts.training
     coded = coded_labels(rows, spec)
@@ -49,11 +58,11 @@ def train(request: TrainRequest) -> Trained:
     if coded.classes is not None:
         setattr(pipeline, LABELS_ATTRIBUTE, coded.classes)
     codes = None if coded.classes is None else {label_text(value): code for code, value in enumerate(coded.classes)}
-    model = _written(folder / "model.pkl", pickle.dumps(pipeline, protocol=PICKLE_PROTOCOL))
+    model = written(folder / "model.pkl", pickle.dumps(pipeline, protocol=PICKLE_PROTOCOL))
     statistics = baseline(rows, spec, codes)
     return Trained(
         model=model,
-        baseline=_written(folder / "baseline.json", msgspec.json.encode(statistics)),
+        baseline=written(folder / "baseline.json", msgspec.json.encode(statistics)),
         rows_trained=len(rows),
         trained_from=moment(rows.times[0]),
         trained_until=moment(rows.times[-1]),
@@ -63,6 +72,8 @@ def train(request: TrainRequest) -> Trained:
         estimator=spec.estimator_path,
         label_codes=codes,
         warnings=told,
+        sample=written(folder / "sample.parquet", sample_of(Path(request.snapshot), rows, spec)),
+        estimate_mb=needed_mb,
     )
 
 
@@ -70,17 +81,8 @@ def coded_labels(rows: Rows, spec: TrainingSpec) -> CodedLabels:
     """Given training rows, their labels as served numbers. Raises BadData for classification with one class only."""
     if spec.task == "regression":
         return CodedLabels(rows.labels, None)
-    classes = sorted(set(rows.labels.tolist()))
-    if len(classes) < 2:
-        raise BadData(
-            f"{spec.model_id}: all {len(rows)} training rows have the label {label_text(classes[0])!r};"
-            " one class cannot be told apart",
-            cure=f"widen models.{spec.model_id}.window, or lower training.heldout_fraction",
-        )
-    if rows.labels.dtype == np.float64 and all(value.is_integer() for value in classes):
-        return CodedLabels(rows.labels.astype(np.int64), None)
-    position = {value: code for code, value in enumerate(classes)}
-    return CodedLabels(np.array([position[value] for value in rows.labels.tolist()], dtype=np.int64), classes)
+    classes = coded_classes(sorted(set(rows.labels.tolist())), len(rows), spec)
+    return CodedLabels(classes.encode(rows.labels), classes.originals)
 
 
 def libraries(spec: TrainingSpec) -> dict[str, str]:
@@ -96,50 +98,19 @@ def libraries(spec: TrainingSpec) -> dict[str, str]:
 
 
 def _pipeline(rows: Rows, spec: TrainingSpec) -> Any:
-    from sklearn.compose import ColumnTransformer
-    from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    def encoder() -> OneHotEncoder:
-        # Dense: many estimators refuse sparse input; the number of categories is bounded when rows are described.
-        return OneHotEncoder(handle_unknown="ignore", sparse_output=False)
+    def kind(name: str) -> str:
+        if name not in spec.categorical:
+            return "numeric"
+        return "text" if rows.features[name].dtype == object else "coded"
 
-    numeric = [name for name in spec.features if name not in spec.categorical]
-    coded = [name for name in spec.categorical if rows.features[name].dtype != object]
-    text = [name for name in spec.categorical if rows.features[name].dtype == object]
-    # keep_empty_features: a column without any value among the training rows must not change the matrix's shape.
-    branches = [
-        (
-            "numeric",
-            Pipeline(
-                [("impute", SimpleImputer(strategy="median", keep_empty_features=True)), ("scale", StandardScaler())]
-            ),
-            numeric,
-        ),
-        (
-            "coded",
-            Pipeline(
-                [("impute", SimpleImputer(strategy="most_frequent", keep_empty_features=True)), ("encode", encoder())]
-            ),
-            coded,
-        ),
-        (
-            "text",
-            Pipeline(
-                [
-                    ("impute", SimpleImputer(strategy="constant", fill_value="missing", keep_empty_features=True)),
-                    ("encode", encoder()),
-                ]
-            ),
-            text,
-        ),
-    ]
-    columns = ColumnTransformer([branch for branch in branches if branch[2]])
-    return Pipeline([("columns", columns), ("estimator", _estimator(spec))])
+    columns = transformer(spec, {name: kind(name) for name in spec.features})
+    return Pipeline([("columns", columns), ("estimator", estimator_of(spec))])
 
 
-def _estimator(spec: TrainingSpec) -> Any:
+def estimator_of(spec: TrainingSpec) -> Any:
+    """The unfitted estimator of a model. Raises ConfigError, naming the key, for one that does not work."""
     from sklearn.base import is_classifier, is_regressor
 
     path = spec.estimator_path
@@ -176,25 +147,32 @@ def _estimator(spec: TrainingSpec) -> Any:
 
 def _fit(pipeline: Any, rows: Rows, coded: CodedLabels, spec: TrainingSpec) -> tuple[str, ...]:
     """Fit in place. Returns what scikit-learn warned of."""
-    from sklearn.utils._param_validation import InvalidParameterError
-
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, explained(spec, len(rows)):
         warnings.simplefilter("always")
-        try:
-            pipeline.fit(rows.frame(), coded.codes)
-        except (InvalidParameterError, TypeError) as error:
-            raise ConfigError(
-                f"models.{spec.model_id}.params: {spec.estimator_path} does not take them: {error}",
-                cure="correct its params",
-            ) from None
-        except ValueError as error:
-            raise BadData(
-                f"{spec.model_id}: {spec.estimator_path} could not be fitted on {len(rows)} rows: {error}",
-                cure=f"correct models.{spec.model_id}.params or choose another estimator",
-            ) from None
+        pipeline.fit(rows.frame(), coded.codes)
     return tuple(dict.fromkeys(str(warning.message).split("\n")[0] for warning in caught))
 
 
-def _written(path: Path, content: bytes) -> ProductFile:
+@contextlib.contextmanager
+def explained(spec: TrainingSpec, rows: int) -> Iterator[None]:
+    """What an estimator raises while it learns, as an error that names the key or the data."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    try:
+        yield
+    except (InvalidParameterError, TypeError) as error:
+        raise ConfigError(
+            f"models.{spec.model_id}.params: {spec.estimator_path} does not take them: {error}",
+            cure="correct its params",
+        ) from None
+    except ValueError as error:
+        raise BadData(
+            f"{spec.model_id}: {spec.estimator_path} could not be fitted on {rows} rows: {error}",
+            cure=f"correct models.{spec.model_id}.params or choose another estimator",
+        ) from None
+
+
+def written(path: Path, content: bytes) -> ProductFile:
+    """Write a product whole."""
     write_atomically(path, content)
     return ProductFile(str(path), sha256_of(path), len(content))

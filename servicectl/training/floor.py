@@ -35,6 +35,7 @@ class TrainRequest(Struct, frozen=True, kw_only=True):
     spec: TrainingSpec
     snapshot: str
     folder: str
+    checkpoints: str | None = None
 
 
 class JudgeRequest(Struct, frozen=True, kw_only=True):
@@ -45,6 +46,7 @@ class JudgeRequest(Struct, frozen=True, kw_only=True):
     champion: ProductFile | None = None
     champion_seen_until: datetime | None = None
     challenger_seen_until: datetime | None = None
+    allowed: tuple[str, ...] = ()
 
 
 class CheckRequest(Struct, frozen=True, kw_only=True):
@@ -53,6 +55,7 @@ class CheckRequest(Struct, frozen=True, kw_only=True):
     model: ProductFile
     max_mb: float
     libraries: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
 
 
 def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> SnapshotFacts:
@@ -65,13 +68,16 @@ def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> Sn
     return child.run("describe", request, SnapshotFacts, what=_what("reading", spec), limits=_limits(spec))
 
 
-def train(spec: TrainingSpec, snapshot: Path, folder: Path) -> Trained:
-    """Fit on the older part of a snapshot; write `model.pkl` and `baseline.json` into an existing folder.
+def train(spec: TrainingSpec, snapshot: Path, folder: Path, checkpoints: Path | None = None) -> Trained:
+    """Fit on the older part of a snapshot; write `model.pkl`, `baseline.json` and `sample.parquet` into an existing folder.
 
+    In blocks where rows are too many for memory; then `checkpoints` is a folder that outlives an interrupted try.
     The same spec, snapshot, machine and libraries give the same bytes. Raises ConfigError for an estimator or params
     that do not work, BadData for rows that cannot be trained on.
     """
-    request = TrainRequest(spec=spec, snapshot=str(snapshot), folder=str(folder))
+    request = TrainRequest(
+        spec=spec, snapshot=str(snapshot), folder=str(folder), checkpoints=str(checkpoints) if checkpoints else None
+    )
     return child.run("train", request, Trained, what=_what("training", spec), limits=_limits(spec))
 
 
@@ -83,8 +89,11 @@ def judge(
     champion: ProductFile | None = None,
     champion_seen_until: datetime | None = None,
     challenger_seen_until: datetime | None = None,
+    allowed: Sequence[str] = (),
 ) -> Verdict:
     """Hold challenger against champion on the snapshot's newest rows, none of which either was trained on.
+
+    `allowed` is what a model's pickle may name beyond scikit-learn's own; a champion that names more is unusable.
 
     Raises IntegrityError for a model file that is not the one on record (it is not opened then), ConfigError for an
     unknown metric.
@@ -97,18 +106,32 @@ def judge(
         champion=champion,
         champion_seen_until=champion_seen_until,
         challenger_seen_until=challenger_seen_until,
+        allowed=tuple(allowed),
     )
     return child.run("judge", request, Verdict, what=_what("judging", spec), limits=_limits(spec))
 
 
 def check(
-    spec: TrainingSpec, snapshot: Path, model: ProductFile, max_mb: float, libraries: Sequence[str] = ()
+    spec: TrainingSpec,
+    snapshot: Path,
+    model: ProductFile,
+    max_mb: float,
+    libraries: Sequence[str] = (),
+    allowed: Sequence[str] = (),
 ) -> Servability:
     """Prove that Service B will get this program's numbers from a model, and give the requests that show it.
 
-    `libraries` are those that Service B has beyond scikit-learn's own. Raises NotServable, or IntegrityError.
+    `libraries` are those that Service B has beyond scikit-learn's own, `allowed` what else a pickle may name. Raises
+    NotServable, or IntegrityError.
     """
-    request = CheckRequest(spec=spec, snapshot=str(snapshot), model=model, max_mb=max_mb, libraries=tuple(libraries))
+    request = CheckRequest(
+        spec=spec,
+        snapshot=str(snapshot),
+        model=model,
+        max_mb=max_mb,
+        libraries=tuple(libraries),
+        allowed=tuple(allowed),
+    )
     return child.run("check", request, Servability, what=_what("checking", spec), limits=_limits(spec))
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from servicectl.training.floor import DescribeRequest
 
 _NUMBER = re.compile(r"U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|FLOAT|DOUBLE|DECIMAL\(\d+,\d+\)|BOOLEAN")
-_MOST_CATEGORIES = 1000  # one column each: more is an identifier, not a category
+MOST_CATEGORIES = 1000  # one column each: more is an identifier, not a category
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,13 @@ class Rows:
             values = np.where(absent(column), np.nan, column) if column.dtype == object else column
             columns[name] = pd.Series(values, dtype=values.dtype)
         return pd.DataFrame(columns)
+
+
+class Frames(ABC):
+    """Features of rows that are not all in memory: an iteration over DataFrames, in the order of the rows."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[pd.DataFrame]: ...
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,24 @@ def read(path: Path, spec: TrainingSpec) -> Rows:
     # The query orders them; a file by other means may not be.
     ordered = bool(np.all(rows.times[:-1] <= rows.times[1:]))
     return rows if ordered else rows.part(np.argsort(rows.times, kind="stable"))
+
+
+def sample_of(path: Path, rows: Rows, spec: TrainingSpec) -> bytes:
+    """A seeded sample of the training rows as they stand in the snapshot, as the bytes of a Parquet file."""
+    from servicectl.training.baseline import sample_positions
+
+    columns = ", ".join(map(identifier, (spec.entity_column, spec.time_column, spec.label, *spec.features)))
+    time = f"CAST({identifier(spec.time_column)} AS TIMESTAMP)"
+    with _connection(spec) as connection, tempfile.TemporaryDirectory() as folder:
+        connection.register("picked", {"place": sample_positions(len(rows), spec.seed)})
+        target = Path(folder) / "sample.parquet"
+        connection.execute(
+            f"COPY (SELECT {columns} FROM (SELECT {columns}, row_number() OVER () - 1 AS place FROM"
+            f" read_parquet({literal(str(path))}) WHERE {identifier(spec.label)} IS NOT NULL"
+            f" AND {time} <= TIMESTAMP {literal(str(moment(rows.times[-1]).replace(tzinfo=None)))}) SEMI JOIN picked"
+            f" USING (place) ORDER BY place) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)"
+        )
+        return target.read_bytes()
 
 
 def describe(request: DescribeRequest) -> SnapshotFacts:
@@ -275,14 +303,18 @@ def _plain(column: Any) -> NDArray[Any]:
 def _categories(connection: duckdb.DuckDBPyConnection, table: str, name: str, spec: TrainingSpec) -> NDArray[Any]:
     column = identifier(name)
     found = connection.execute(
-        f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT {literal(_MOST_CATEGORIES + 1)}"
+        f"SELECT DISTINCT {column} FROM {table} WHERE {column} IS NOT NULL LIMIT {literal(MOST_CATEGORIES + 1)}"
     ).fetchall()
-    if len(found) > _MOST_CATEGORIES:
-        raise BadData(
-            f"{spec.model_id}: the categorical feature {name!r} has more than {_MOST_CATEGORIES} values",
-            cure="group its values; a code that is nearly unique per row teaches nothing",
-        )
+    if len(found) > MOST_CATEGORIES:
+        raise too_many_categories(spec, name)
     return np.array([value for (value,) in found], dtype=object)
+
+
+def too_many_categories(spec: TrainingSpec, name: str) -> BadData:
+    return BadData(
+        f"{spec.model_id}: the categorical feature {name!r} has more than {MOST_CATEGORIES} values",
+        cure="group its values; a code that is nearly unique per row teaches nothing",
+    )
 
 
 def _class_shares(connection: duckdb.DuckDBPyConnection, table: str, kind: str, spec: TrainingSpec) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,24 +12,28 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from servicectl.training import evidence
+from servicectl.training import evidence, pickles
 from servicectl.training.fit import coded_labels
 from servicectl.training.frame import Rows, Split, moment, read, split
+from servicectl.training.labels import coded_classes
 from servicectl.training.metrics import (
     LOWER_IS_BETTER,
     Mask,
     Outputs,
     Unusable,
     better,
+    check_known,
     check_name,
     measure,
     measure_all,
     outputs,
 )
+from servicectl.training.mode import reads_in_blocks
 from servicectl.training.spec import Decision, GateSpec, TrainingSpec, Verdict, naive, verified
 
 if TYPE_CHECKING:
     from servicectl.training.floor import JudgeRequest
+    from servicectl.training.heldout import BlockSplit, Known
 
 _SAME = 1e-12  # two figures this close are one figure computed in two orders
 
@@ -53,7 +56,7 @@ def judge(request: JudgeRequest) -> Verdict:
     # Both digests before either is opened: opening a pickle runs it.
     challenger_bytes = verified(request.challenger, "challenger")
     champion_bytes = verified(request.champion, "champion") if request.champion else None
-    parts = split(read(Path(request.snapshot), spec), spec)
+    parts = _split(Path(request.snapshot), spec, (spec.main_metric, *gate.floors))
     rows = _unseen(parts.heldout, request.champion_seen_until, request.challenger_seen_until)
     also = tuple(dict.fromkeys((spec.main_metric, *gate.floors)))
     empty = Verdict(decision="INCONCLUSIVE", reason="", metric=spec.main_metric, challenger={})
@@ -65,11 +68,11 @@ def judge(request: JudgeRequest) -> Verdict:
         empty, rows=len(rows), heldout_from=moment(rows.times[0]), heldout_until=moment(rows.times[-1])
     )
     try:
-        answers = outputs(_opened(challenger_bytes), rows, spec)
+        answers = outputs(_opened(challenger_bytes, request.allowed), rows, spec)
     except Unusable as finding:
         return msgspec.structs.replace(base, decision="REJECT", reason=f"the challenger is unusable: {finding}")
     base = msgspec.structs.replace(base, challenger=measure_all(answers, spec, also))
-    champion = _champion(champion_bytes, rows, spec, also) if champion_bytes is not None else None
+    champion = _champion(champion_bytes, request.allowed, rows, spec, also) if champion_bytes is not None else None
     if champion is not None and champion.answers is not None:
         base = _compared(base, answers, champion, rows, gate)
     decision, reason = _decided(base, champion, parts, rows, spec, gate)
@@ -77,7 +80,7 @@ def judge(request: JudgeRequest) -> Verdict:
 
 
 def _decided(
-    base: Verdict, champion: _Champion | None, parts: Split, rows: Rows, spec: TrainingSpec, gate: GateSpec
+    base: Verdict, champion: _Champion | None, parts: Split | BlockSplit, rows: Rows, spec: TrainingSpec, gate: GateSpec
 ) -> tuple[Decision, str]:
     if gate.mode == "always":
         return "PROMOTE", "gate = always"
@@ -112,7 +115,7 @@ def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
 
 
 def _by_floors(
-    because: str, base: Verdict, parts: Split, rows: Rows, spec: TrainingSpec, gate: GateSpec
+    because: str, base: Verdict, parts: Split | BlockSplit, rows: Rows, spec: TrainingSpec, gate: GateSpec
 ) -> tuple[Decision, str]:
     """Absolute floors. Where none is set for the main metric: not worse than always answering the same."""
     floors: dict[str, tuple[float, str]] = {name: (least, "the floor") for name, least in gate.floors.items()}
@@ -139,10 +142,12 @@ def _held(name: str, found: Mapping[str, float], floor: float, said: str) -> tup
     )
 
 
-def _constant(parts: Split, rows: Rows, spec: TrainingSpec) -> float | None:
+def _constant(parts: Split | BlockSplit, rows: Rows, spec: TrainingSpec) -> float | None:
     """The main metric of a model that ignores its features, fitted on the training rows."""
     from sklearn.dummy import DummyClassifier, DummyRegressor
 
+    if not isinstance(parts, Split):
+        return _constant_of_known(parts.training, rows, spec)
     if spec.task == "regression":
         model = DummyRegressor(strategy="mean").fit(parts.training.frame(), parts.training.labels)
     else:
@@ -151,6 +156,30 @@ def _constant(parts: Split, rows: Rows, spec: TrainingSpec) -> float | None:
         if coded.classes is not None:
             model.label_classes_ = coded.classes
     return measure_all(outputs(model, rows, spec), spec, (spec.main_metric,)).get(spec.main_metric)
+
+
+def _constant_of_known(known: Known, rows: Rows, spec: TrainingSpec) -> float | None:
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+
+    if spec.task == "regression":
+        model = DummyRegressor(strategy="mean").fit([[0]], [known.mean])
+    else:
+        classes = coded_classes(sorted(known.classes), known.classes.total(), spec)
+        weights = [known.classes[value] for value in classes.values]
+        model = DummyClassifier(strategy="prior").fit([[0]] * len(weights), classes.codes, sample_weight=weights)
+        if classes.originals is not None:
+            model.label_classes_ = classes.originals
+    return measure_all(outputs(model, rows, spec), spec, (spec.main_metric,)).get(spec.main_metric)
+
+
+def _split(snapshot: Path, spec: TrainingSpec, metrics: tuple[str, ...]) -> Split | BlockSplit:
+    if not reads_in_blocks(snapshot, spec):
+        return split(read(snapshot, spec), spec)
+    for name in metrics:
+        check_known(name, f"models.{spec.model_id}.metric")
+    from servicectl.training.heldout import split_in_blocks
+
+    return split_in_blocks(snapshot, spec)
 
 
 def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, gate: GateSpec) -> Verdict:
@@ -172,20 +201,24 @@ def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, 
     )
 
 
-def _champion(content: bytes, rows: Rows, spec: TrainingSpec, also: tuple[str, ...]) -> _Champion:
+def _champion(
+    content: bytes, allowed: tuple[str, ...], rows: Rows, spec: TrainingSpec, also: tuple[str, ...]
+) -> _Champion:
     try:
-        answers = outputs(_opened(content), rows, spec)
+        answers = outputs(_opened(content, allowed), rows, spec)
     except Unusable as finding:
         return _Champion(None, None, str(finding))
     return _Champion(answers, measure_all(answers, spec, also))
 
 
-def _opened(content: bytes) -> Any:
-    """Unpickle verified bytes. Raises Unusable, whatever the pickle raises."""
+def _opened(content: bytes, allowed: tuple[str, ...]) -> Any:
+    """Unpickle verified bytes that name nothing beyond the allow-list. Raises Unusable, whatever the pickle raises."""
+    if wrong := pickles.refused(content, allowed):
+        raise Unusable(f"it names {', '.join(wrong[:5])}, which is not allowed; it was not opened")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of another scikit-learn version; what matters is whether it predicts
         try:
-            return pickle.loads(content)  # noqa: S301 -- its digest is the one on record
+            return pickles.Unpickler(content, allowed).load()
         except Exception as error:
             words = (str(error).splitlines() or [""])[0]
             raise Unusable(f"it cannot be loaded: {type(error).__name__}: {words}") from error

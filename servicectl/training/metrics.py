@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from servicectl.errors import ConfigError
 from servicectl.training.fit import LABELS_ATTRIBUTE
-from servicectl.training.frame import Rows
+from servicectl.training.frame import Frames, Rows
 from servicectl.training.spec import TrainingSpec
 
 Mask = NDArray[np.bool_]
@@ -48,7 +48,7 @@ def outputs(model: Any, rows: Rows, spec: TrainingSpec) -> Outputs:
     """Ask a model for all rows at once. Raises Unusable if it fails or answers anything that is not finite."""
     frame = rows.frame()
     try:
-        raw = np.asarray(model.predict(frame))
+        raw = _of_all(model, "predict", frame)
     except Exception as error:
         raise Unusable(f"it cannot predict these rows: {type(error).__name__}: {_line(error)}") from error
     if raw.shape != (len(rows),) or raw.dtype.kind not in "iufb":
@@ -99,10 +99,17 @@ def _labels(values: list[Any], rows: Rows) -> NDArray[Any]:
 def _asked(model: Any, question: str, frame: Any) -> NDArray[np.float64] | None:
     # A model may own the method and still refuse it, as SGDClassifier does for hinge loss.
     try:
-        answer = np.asarray(getattr(model, question)(frame), dtype=np.float64)
+        answer = _of_all(model, question, frame).astype(np.float64)
     except (AttributeError, NotImplementedError, ValueError):
         return None
     return answer if np.isfinite(answer).all() else None
+
+
+def _of_all(model: Any, question: str, frame: Any) -> NDArray[Any]:
+    ask = getattr(model, question)
+    if isinstance(frame, Frames):
+        return np.concatenate([np.asarray(ask(part)) for part in frame])
+    return np.asarray(ask(frame))
 
 
 def measure(metric: str, answers: Outputs, keep: Mask) -> float | None:
@@ -117,6 +124,15 @@ def measure_all(answers: Outputs, spec: TrainingSpec, also: tuple[str, ...] = ()
     everything = np.ones(len(answers.truth), dtype=np.bool_)
     found = {name: measure(name, answers, everything) for name in (*_BY_TASK[spec.task], *also)}
     return {name: value for name, value in found.items() if value is not None}
+
+
+def check_known(metric: str, key: str) -> None:
+    """Raises ConfigError for a metric that has to ask the model again for parts of the rows, which blocks do not allow."""
+    if metric not in _METRICS:
+        raise ConfigError(
+            f"{key}: {metric!r} needs all held-out rows in memory, and they are too many",
+            cure=f"choose one of {', '.join(_METRICS)}, or set training.max_rows",
+        )
 
 
 def check_name(metric: str, spec: TrainingSpec, key: str) -> None:

@@ -19,6 +19,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
+_RULES = runpy.run_path(str(Path(__file__).with_name("pickles.py")))
+
 
 class _Refused(Exception):
     def __init__(self, message: str, cure: str = "", kind: str = "NotServable") -> None:
@@ -36,16 +38,21 @@ class _NoServicectl:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Opens only what the parent allowed, and of the built-in functions none."""
+    """Opens only what the parent allowed, by name and by where the name leads, and of the built-in functions none."""
 
     roots: frozenset[str] = frozenset()
+    allowed: tuple[str, ...] = ()
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] not in self.roots:
             raise _Refused(f"the model needs {module}.{name}, which is not allowed")
+        if not _RULES["is_allowed"](module, name, self.allowed):
+            raise _Refused(f"the model needs {module}.{name}, which is not on the allow-list")
         found = super().find_class(module, name)
         if module == "builtins" and not isinstance(found, type):
             raise _Refused(f"the model needs the built-in function {name}, which no estimator does")
+        if str(getattr(found, "__module__", None) or module).partition(".")[0] not in self.roots:
+            raise _Refused(f"the model needs {module}.{name}, which leads to {found.__module__}")
         return found
 
 
@@ -108,6 +115,7 @@ def _opened(request: dict[str, Any]) -> Any:
         )
     unpickler = _Unpickler(io.BytesIO(content))
     unpickler.roots = frozenset(request["roots"])
+    unpickler.allowed = tuple(request["allowed"])
     try:
         return unpickler.load()
     except (_Refused, MemoryError):

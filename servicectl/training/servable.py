@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec import Struct
 
 from servicectl.errors import IntegrityError, ServicectlError, TryAgain
-from servicectl.training import child
+from servicectl.training import child, pickles
 from servicectl.training.child import Limits
 from servicectl.training.spec import CanaryRow, ProductFile, Servability, TrainingSpec, verified
 
@@ -50,6 +50,7 @@ class ProbeRequest(Struct, frozen=True, kw_only=True):
     rows: list[list[float | str | None]]
     orders: list[list[int]]
     roots: list[str]
+    allowed: list[str]
 
 
 class ProbeResult(Struct, frozen=True, kw_only=True):
@@ -94,9 +95,18 @@ def check(request: CheckRequest) -> Servability:
             f"the model of {spec.model_id} is {size_mb:.1f} MB, serving.max_mb allows {request.max_mb:g}",
             cure="choose a smaller estimator (fewer or shallower trees), or raise serving.max_mb",
         )
-    needed = _libraries(verified(model, "model"), request.libraries, spec)
+    content = verified(model, "model")
+    needed = _libraries(content, request.libraries, spec)
+    allowed = [*request.allowed, *needed]
+    if wrong := pickles.refused(content, allowed):
+        raise NotServable(
+            f"the model of {spec.model_id} names {', '.join(wrong[:5])}, which no estimator needs; it was not opened",
+            cure="find out where this file came from; [trust] allowed_modules says what else is allowed",
+        )
     rows = _canary_rows(Path(request.snapshot), spec)
-    answer = _probed(spec, model, rows, [*_WITH_SCIKIT_LEARN, *needed, *(sys.stdlib_module_names - _NEVER)], size_mb)
+    answer = _probed(
+        spec, model, rows, [*_WITH_SCIKIT_LEARN, *needed, *(sys.stdlib_module_names - _NEVER)], allowed, size_mb
+    )
     canary = tuple(
         CanaryRow(dict(zip(spec.features, row, strict=True)), prediction)
         for row, prediction in zip(rows, answer.predictions, strict=True)
@@ -126,13 +136,28 @@ def _libraries(pickled: bytes, known: tuple[str, ...], spec: TrainingSpec) -> tu
 
 
 def _canary_rows(snapshot: Path, spec: TrainingSpec) -> list[list[float | str | None]]:
+    # Here, because the parent imports this module only to raise what a child answered.
+    import numpy as np
+
+    from servicectl.training.mode import reads_in_blocks
+
+    if reads_in_blocks(snapshot, spec):
+        from servicectl.training.heldout import heldout_in_blocks
+
+        some = heldout_in_blocks(snapshot, spec)
+        frames = list(some.part(np.array(_spread(len(some)))).frame())
+        return [[_value(value) for value in row] for frame in frames for row in frame.itertuples(index=False)]
     from servicectl.training.frame import read, split
 
     heldout = split(read(snapshot, spec), spec).heldout
-    count = min(_CANARY_ROWS, len(heldout))
-    picked = [number * len(heldout) // count for number in range(count)]
     columns = [heldout.features[name] for name in spec.features]
-    return [[_value(column[number]) for column in columns] for number in picked]
+    return [[_value(column[number]) for column in columns] for number in _spread(len(heldout))]
+
+
+def _spread(rows: int) -> list[int]:
+    """Positions of the canary's rows: evenly over all of them."""
+    count = min(_CANARY_ROWS, rows)
+    return [number * rows // count for number in range(count)]
 
 
 def _value(value: Any) -> float | str | None:
@@ -142,7 +167,12 @@ def _value(value: Any) -> float | str | None:
 
 
 def _probed(
-    spec: TrainingSpec, model: ProductFile, rows: list[list[float | str | None]], roots: list[str], size_mb: float
+    spec: TrainingSpec,
+    model: ProductFile,
+    rows: list[list[float | str | None]],
+    roots: list[str],
+    allowed: list[str],
+    size_mb: float,
 ) -> ProbeResult:
     shuffler = random.Random(spec.seed)  # noqa: S311 -- any order will do, but the same on every run
     orders = [shuffler.sample(range(len(spec.features)), len(spec.features)) for _ in rows]
@@ -154,6 +184,7 @@ def _probed(
         rows=rows,
         orders=orders,
         roots=sorted(roots),
+        allowed=allowed,
     )
     limits = Limits(
         memory_mb=_MEMORY_BASE_MB + int(_MEMORY_PER_MODEL_MB * size_mb),

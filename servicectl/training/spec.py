@@ -45,6 +45,9 @@ class TrainingSpec(Struct, frozen=True, kw_only=True):
     window_s: float | None = None  # only rows this close to the newest one
     max_rows: int | None = None
     sample: Literal["newest", "seeded"] = "newest"
+    training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits
+    passes: int | None = None  # over the rows, when streaming; None: 3, more for few rows
+    serving_first: bool = False  # pause between blocks while the machine is busy
     entity_column: str = "entity_id"
     time_column: str = "event_timestamp"
 
@@ -106,6 +109,14 @@ class SnapshotFacts(Struct, frozen=True, kw_only=True):
     query: str | None = None
 
 
+class CurvePoint(Struct, frozen=True):
+    """The score (accuracy, R2) on a block before it was learnt, after `rows` rows; None: not a finite number."""
+
+    passed: int
+    rows: int
+    score: float | None
+
+
 class Trained(Struct, frozen=True, kw_only=True):
     """One fitted model with its baseline statistics, and the rows it has seen."""
 
@@ -120,6 +131,11 @@ class Trained(Struct, frozen=True, kw_only=True):
     estimator: str
     label_codes: dict[str, int] | None = None  # what a served number means, where labels are text
     warnings: tuple[str, ...] = ()
+    training: Literal["memory", "streaming"] = "memory"
+    estimate_mb: int | None = None  # what training in memory was estimated to take
+    passes: int | None = None
+    curve: tuple[CurvePoint, ...] = ()
+    sample: ProductFile | None = None  # seeded raw training rows, Parquet
 
 
 class Verdict(Struct, frozen=True, kw_only=True):

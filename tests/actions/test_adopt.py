@@ -92,7 +92,9 @@ def test_an_adopted_model_is_replaced_and_archived_only_once(either_site: Site, 
     assert pointer is not None
     assert (pointer.generation, pointer.version) == (1, "1.4.3")
     digest = hashlib.sha256(b"bytes from before").hexdigest()
-    assert [name for name, content in site.blobs().items() if content == digest] == ["Model_Churn/Model_Churn_1.4.2.pkl"]
+    assert [name for name, content in site.blobs().items() if content == digest] == [
+        "Model_Churn/Model_Churn_1.4.2.pkl"
+    ]
     rows = site.estate.tables()["model_metadata"]
     assert [(row["version"], row["status"]) for row in rows] == [("1.4.2", "deprecated"), ("1.4.3", "production")]
 

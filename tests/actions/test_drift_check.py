@@ -23,7 +23,8 @@ features = ["usage"]
 
 def production_row(estate: Estate, model_id: str, version: str, *features: str, status: str = "production") -> None:
     listed = ", ".join(
-        f"{{'index': {index}, 'name': '{name}', 'type': 'float', 'drift_score': NULL}}" for index, name in enumerate(features)
+        f"{{'index': {index}, 'name': '{name}', 'type': 'float', 'drift_score': NULL}}"
+        for index, name in enumerate(features)
     )
     estate.sql(
         "INSERT INTO model_metadata (model_id, artifact_type, version, status, azure_location, expected_features, created_at) "
@@ -111,8 +112,15 @@ def test_every_model_that_uses_a_drifted_feature_is_retrained_also_one_service_c
     [check] = ended.told["jobs"]
     assert check["result"]["retrain"] == {"Churn": ["usage"], "Upsell": ["usage"]}
     verdicts = {(one["model_id"], one["feature"]): one["verdict"] for one in check["result"]["decisions"]}
-    assert verdicts == {("Churn", "tenure"): "PASS", ("Churn", "usage"): "CRITICAL", ("Upsell", "usage"): "NOT_MEASURED"}
-    assert sorted(job["scope"] for job in drifted.jobs() if job["state"] == "PENDING") == ["retrain:Churn", "retrain:Upsell"]
+    assert verdicts == {
+        ("Churn", "tenure"): "PASS",
+        ("Churn", "usage"): "CRITICAL",
+        ("Upsell", "usage"): "NOT_MEASURED",
+    }
+    assert sorted(job["scope"] for job in drifted.jobs() if job["state"] == "PENDING") == [
+        "retrain:Churn",
+        "retrain:Upsell",
+    ]
 
 
 def test_a_drifted_model_without_a_section_is_named_and_ends_in_1(drifted: Site) -> None:
@@ -191,7 +199,9 @@ def _service_c_down(site: Site) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("down", [_redis_down, _handler_down, _handler_frozen, _service_c_down])
-def test_a_party_that_is_down_is_named_and_the_job_goes_on_when_it_is_back(drifted: Site, down: Callable[..., Any]) -> None:
+def test_a_party_that_is_down_is_named_and_the_job_goes_on_when_it_is_back(
+    drifted: Site, down: Callable[..., Any]
+) -> None:
     with down(drifted) as party:
         ended = drifted.run("--json", "drift-check", HANDLER_TIMEOUT_S="0.5")
     assert ended.status == 75, ended
@@ -224,7 +234,9 @@ def test_a_check_killed_at_any_point_is_resumed_without_duplicates(drifted: Site
     [check] = [job for job in drifted.jobs() if job["kind"] == "drift-check"]
     resumed = drifted.run("jobs", "resume", check["id"], crash_at="retrain/claimed")  # its child is another test's
     assert resumed.status == -signal.SIGKILL, resumed
-    assert [(row["feature_name"], row["verdict"], row["times"]) for row in drifted.estate.tables()["drift_results"]] == [
+    assert [
+        (row["feature_name"], row["verdict"], row["times"]) for row in drifted.estate.tables()["drift_results"]
+    ] == [
         ("tenure", "PASS", 1),
         ("usage", "CRITICAL", 1),
     ]
@@ -273,5 +285,3 @@ def test_two_production_rows_of_one_model_are_named_with_the_cure(drifted: Site)
 
 def test_nothing_in_production_is_nothing_to_check(site: Site) -> None:
     assert outcomes(site.ok("drift-check")) == [("drift-check", "no-production-models")]
-
-

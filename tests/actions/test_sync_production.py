@@ -54,7 +54,9 @@ def registered(site: Site, model_id: str, version: str, status: str = "productio
     )
 
 
-def test_an_emptied_redis_gets_everything_back_and_a_full_one_is_left_alone(either_site: Site, published: Saved) -> None:
+def test_an_emptied_redis_gets_everything_back_and_a_full_one_is_left_alone(
+    either_site: Site, published: Saved
+) -> None:
     site = either_site
     site.restore(published)
     before = site.served()
@@ -109,7 +111,9 @@ def test_a_registry_row_without_any_artifact_is_named(site: Site) -> None:
     assert site.served("Loan") is None
 
 
-def test_an_incumbent_from_before_servicectl_is_served_as_it_is_and_not_opened(either_site: Site, tmp_path: Path) -> None:
+def test_an_incumbent_from_before_servicectl_is_served_as_it_is_and_not_opened(
+    either_site: Site, tmp_path: Path
+) -> None:
     site = either_site
     trace = tmp_path / "opened"
     content = pickle.dumps(Hostile(trace))

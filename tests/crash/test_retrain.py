@@ -15,7 +15,7 @@ def test_a_retrain_killed_after_each_step_in_turn_ends_with_the_digest_of_an_und
     undisturbed = Site(site.estate, site.folder.parent / "undisturbed", site.url)
     undisturbed.restore(first_candidate)
     expected = undisturbed.ok("jobs", "show", undisturbed.jobs()[0]["id"])["result"]
-    command = ("retrain", "Churn", "--no-publish")
+    command: tuple[str, ...] = ("retrain", "Churn", "--no-publish")
     for step in STEPS:
         died = site.run(*command, crash_at=f"retrain/{step}/effect")
         assert died.status == -signal.SIGKILL, (step, died)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -85,7 +86,7 @@ def test_every_value_falls_into_exactly_one_decile_bin(
 
 def _bins(edges: NDArray[np.float64]) -> list[tuple[float, float]]:
     all_edges = [-math.inf, *edges.tolist(), math.inf]
-    return list(zip(all_edges[:-1], all_edges[1:], strict=True))
+    return list(itertools.pairwise(all_edges))
 
 
 @given(COUNTS, st.data())

@@ -307,8 +307,9 @@ def test_a_definition_that_was_taken_and_not_answered_has_an_unknown_outcome(
 
 
 @pytest.mark.parametrize(
-    "statement", ["BEGIN", " begin transaction", "COMMIT", "SET threads = 1", "ATTACH 'x'", "ALTER TABLE x"]
-)
+    "statement",
+    ["BEGIN", " begin transaction", "COMMIT", "SET threads = 1", "ATTACH 'x'", "ALTER TABLE x", "SELECT 1; BEGIN", "-- why\nSET x = 1"],
+)  # fmt: skip
 def test_statements_that_would_change_every_service_are_never_sent(queue: HandlerQueue, statement: str) -> None:
     for send in (queue.run, queue.read):
         with pytest.raises(BadData, match="never sent"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,7 +33,7 @@ _CONFIG = """
 [state]
 folder = "state"
 [redis]
-url = "redis://127.0.0.1:1/0"
+url = "redis://127.0.0.1:{redis}/0"
 [jobs]
 max_attempts = 1
 lock_wait_s = {lock_wait_s}
@@ -78,6 +79,15 @@ class Listener:
             answer = stub.TriggerJob(myservice_pb2.TriggerJobRequest(job_name=name), timeout=timeout)
         assert answer.success
         return str(answer.job_id)
+
+    def insist(self, name: str) -> str:
+        """`trigger`, again whenever `is_full` has taken the last place for an instant."""
+        while True:
+            try:
+                return self.trigger(name)
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    raise
 
     def ask(self, name: str, *, request_id: str = "", **params: str) -> jobs_pb2.TriggerJobResponse:
         with self.jobs() as jobs:
@@ -131,9 +141,9 @@ def stored(folder: Path) -> list[Job]:
     return world(folder).runner.table.newest()[::-1]
 
 
-def configured(folder: Path, listen: str = "", lock_wait_s: float = 60) -> Path:
+def configured(folder: Path, listen: str = "", lock_wait_s: float = 60, redis: int = 1) -> Path:
     path = folder / "servicectl.toml"
-    path.write_text(_CONFIG.format(listen=listen, lock_wait_s=lock_wait_s))
+    path.write_text(_CONFIG.format(listen=listen, lock_wait_s=lock_wait_s, redis=redis))
     return path
 
 
@@ -154,9 +164,10 @@ def listening(
     address: str = "127.0.0.1:0",
     env: Mapping[str, str] | None = None,
     lock_wait_s: float = 60,
+    redis: int = 1,
 ) -> Iterator[Listener]:
     """A listener that serves; it is killed at the end. Raises Refused when it ends instead of serving."""
-    configured(folder, listen, lock_wait_s)
+    configured(folder, listen, lock_wait_s, redis)
     stderr = folder / "stderr"
     with stderr.open("ab") as errors:
         process = subprocess.Popen(
@@ -177,6 +188,13 @@ def listening(
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@contextmanager
+def silent_redis() -> Iterator[int]:
+    """The port of a Redis that takes connections and never answers, until it is gone: jobs run as long as it is there."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        yield int(silent.getsockname()[1])
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from servicectl.estate.artifacts import names, open_store
 from servicectl.estate.artifacts.pointer import Pointer, decode
 from servicectl.estate.artifacts.protocol import ArtifactStore
 from servicectl.estate.queue import HandlerQueue
+from servicectl.jobs.table import JobTable
+from servicectl.store import Store
 from tests.parts.azurite import Azurite, azurite
 from tests.parts.commands import Ended, ForkServer, Running, fork_server
 from tests.parts.handler import HandlerPart, handler
@@ -83,9 +85,7 @@ class Estate:
 
     @cached_property
     def queue(self) -> HandlerQueue:
-        queue = HandlerQueue(
-            self.redis.url, timeout_s=30, statement_deadline_s=60, clock_skew_s=5, clock=SYSTEM
-        )
+        queue = HandlerQueue(self.redis.url, timeout_s=30, statement_deadline_s=60, clock_skew_s=5, clock=SYSTEM)
         self.parts.callback(queue.close)
         return queue
 
@@ -157,7 +157,8 @@ class Estate:
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[Estate]:
+def started(folder: Path, *, strict: bool = False) -> Iterator[Estate]:
+    """Given an empty folder, the estate in it; `strict` gives it the handler's strict face."""
     with ExitStack() as parts:
         commands = folder / "commands"
         commands.mkdir()
@@ -165,7 +166,7 @@ def started(folder: Path) -> Iterator[Estate]:
         # First: its children inherit no connection of ours.
         server = parts.enter_context(fork_server(commands))
         redis = parts.enter_context(redis_server(folder))
-        served = parts.enter_context(handler(redis.url, folder, batch_seconds=0.05))
+        served = parts.enter_context(handler(redis.url, folder, strict=strict, batch_seconds=0.05))
         analytics = parts.enter_context(analytics_worker(redis.url, patience_s=10))
         serving = parts.enter_context(serving_worker(redis.url))
         yield Estate(folder, redis, served, analytics, serving, server, parts)
@@ -314,9 +315,11 @@ min_rows = 1000
             "blobs": self.blobs(model_id),
             "tables": self.estate.tables(),
             "served": self.served(model_id),
-            "events": [{name: value for name, value in event.items() if name != "job"} for event in self.events(model_id)],
+            "events": [
+                {name: value for name, value in event.items() if name != "job"} for event in self.events(model_id)
+            ],
             "keys": sorted(key.decode() for key in self.estate.client.keys("*")),
-            "jobs": [(job["kind"], job["scope"], job["state"], job["outcome"]) for job in self.jobs()],
+            "jobs": [(job.kind, job.scope, job.state, job.outcome) for job in JobTable(Store(self.state)).newest()],
         }
 
 
@@ -374,10 +377,9 @@ def estate(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     """The running estate, without any model, with the older customers in the feature store."""
 
     def make() -> Estate:
-        context = started(tmp_path_factory.mktemp("estate"))
-        entered = context.__enter__()
-        request.config.add_cleanup(lambda: context.__exit__(None, None, None))
-        return entered
+        running = ExitStack()
+        request.config.add_cleanup(running.close)
+        return running.enter_context(started(tmp_path_factory.mktemp("estate")))
 
     found: Estate = _shared(request, "estate", make)
     found.empty()

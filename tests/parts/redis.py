@@ -26,17 +26,32 @@ class RedisServer:
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[RedisServer]:
-    binary = program("redis-server")
     port = free_port()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    server = RedisServer(f"redis://127.0.0.1:{port}/0", port, process)
+    server = RedisServer(f"redis://127.0.0.1:{port}/0", port, _process(port, folder))
     try:
         _wait(server)
         yield server
     finally:
-        process.kill()
-        process.wait()
+        stop(server)
+
+
+def stop(server: RedisServer) -> None:
+    """Kill it; what it held is gone."""
+    server.process.kill()
+    server.process.wait()
+
+
+def start_again(server: RedisServer, folder: Path) -> None:
+    """Start a stopped one on its old port, empty."""
+    server.process = _process(server.port, folder)
+    _wait(server)
+
+
+def _process(port: int, folder: Path) -> subprocess.Popen[bytes]:
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    return subprocess.Popen(
+        [program("redis-server"), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def _wait(server: RedisServer) -> None:

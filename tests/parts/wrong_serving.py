@@ -17,9 +17,11 @@ class _Wrong(myservice_pb2_grpc.PythonWorkerServicer):
         self._is_wrong = is_wrong
 
     def RunInference(  # noqa: N802 -- the name on the wire
-        self, request: myservice_pb2.InferenceRequest, context: grpc.ServicerContext
+        self,
+        request: myservice_pb2.InferenceRequest,
+        context: grpc.ServicerContext,  # noqa: ARG002 -- what is wrong is the number, never the status
     ) -> myservice_pb2.InferenceResponse:
-        answer = self._behind.RunInference(request)
+        answer: myservice_pb2.InferenceResponse = self._behind.RunInference(request)
         if self._is_wrong(request.model_name) and not answer.error_message:
             answer.prediction += 1
         return answer

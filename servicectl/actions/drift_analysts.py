@@ -1,0 +1,110 @@
+"""Who measures drift: Service C, the builtin statistics, or both side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from servicectl import log
+from servicectl.config import seconds
+from servicectl.drift.agreement import Agreement, agreements
+from servicectl.drift.comparison import Evidence
+from servicectl.drift.judgement import Rules, judge_all
+from servicectl.drift.policy import Asked, Measured, Settings
+from servicectl.errors import PartyUnavailable
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+    from servicectl.estate.registry import ModelRow
+
+Answers = Mapping[str, Mapping[str, Measured]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """`answers` by model and feature; the rest is empty where Service C alone was asked."""
+
+    answers: Answers
+    evidence: Mapping[tuple[str, str], Evidence]
+    agreements: tuple[Agreement, ...]
+
+
+def settings(world: World) -> Settings:
+    """The configuration in the policy's words."""
+    drift = world.config.drift
+    stale = timedelta(seconds=seconds(drift.stale_after, "drift.stale_after")) if drift.stale_after else None
+    analyst = "Service C" if world.config.analytics.source == "service-c" else "the builtin analytics"
+    return Settings(drift.min_rows, drift.effect_floor_psi, stale_after=stale, analyst=analyst)
+
+
+def rules(world: World) -> Rules:
+    """The configuration in the builtin judgement's words."""
+    drift = world.config.drift
+    return Rules(
+        min_rows=drift.min_window_rows,
+        false_alarms=drift.false_alarms,
+        effect_floor_ks=drift.effect_floor_ks,
+        effect_floor_share=drift.effect_floor_share,
+        parts_drifted=drift.parts_drifted,
+    )
+
+
+def ask(world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: Path) -> Answered:
+    """Given production rows, have every feature measured as configured. Raises as the parties that are asked.
+
+    With "both", Service C is a second opinion: its silence is told, and stops nothing.
+    """
+    source = world.config.analytics.source
+    if source == "service-c":
+        return Answered(_service_c(world, asked), {}, ())
+    theirs: Answers = {}
+    if source == "both":
+        try:
+            theirs = _service_c(world, asked)
+        except PartyUnavailable as silent:
+            log.warning(f"{silent.message}; the builtin analytics decide without a second opinion")
+    return _builtin(world, rows, asked, folder, theirs, compared=source == "both")
+
+
+def _service_c(world: World, asked: Sequence[Asked]) -> Answers:
+    analytics = world.config.analytics
+    measurements = sum(len(model.features) for model in asked)
+    answer = world.analytics.ask(analytics.deadline_base_s + analytics.deadline_per_feature_s * measurements)
+    return {
+        model.model_id: {
+            metric.feature: Measured(metric.psi, metric.ks_stat, metric.ks_p_value, metric.kl_divergence, metric.status)
+            for metric in model.metrics
+        }
+        for model in answer
+    }
+
+
+def _builtin(
+    world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: Path, theirs: Answers, *, compared: bool
+) -> Answered:
+    from servicectl.actions.drift_windows import measure
+
+    found = measure(world, rows, folder)
+    counted = {
+        (model.model_id, feature): found.of(model.model_id, feature) for model in asked for feature in model.features
+    }
+    judged = judge_all(dict(counted.values()), rules(world))
+    answers: dict[str, dict[str, Measured]] = {model.model_id: {} for model in asked}
+    for (model_id, feature), (key, _) in counted.items():
+        word = theirs.get(model_id, {}).get(feature)
+        answers[model_id][feature] = _with(judged[key], word.status if word else "", own=key[0] == model_id)
+    beside: tuple[Agreement, ...] = ()
+    if compared:
+        alone = judge_all(found.by_window, rules(world))
+        beside = agreements(
+            theirs, found.by_window, {name: one.judged.verdict for name, one in alone.items() if one.judged}
+        )
+    return Answered(answers, {pair: one for pair, (_, one) in counted.items()}, beside)
+
+
+def _with(measured: Measured, word: str, *, own: bool) -> Measured:
+    assert measured.judged is not None
+    return replace(measured, status=word, judged=replace(measured.judged, own=own))

@@ -1,0 +1,96 @@
+"""The governor at work: what the job store remembers, held against what is wished for. Drift and callers pass here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN
+from servicectl.config import seconds
+from servicectl.drift.governor import Limits, Retrain, Ruling, Wish, govern
+from servicectl.errors import Busy
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+    from servicectl.jobs.model import Job
+
+AUTOMATIC = ("drift", "grpc")
+"""The `trigger` of jobs that no operator asked for."""
+
+BREAKER = "(breaker)"
+"""Where alarms of the breaker stand instead of a feature."""
+
+_REMEMBERED = 1000
+
+
+def rulings(world: World, wishes: Mapping[str, Sequence[str]]) -> tuple[Ruling, ...]:
+    """Given models with the features that drifted, who may be retrained now."""
+    asked = [Wish(model_id, frozenset(features)) for model_id, features in wishes.items()]
+    return govern(asked, _past(world), limits(world), world.clock.now().astimezone(UTC))
+
+
+def require(world: World, model_id: str) -> None:
+    """For a caller from outside: return if this model may be retrained now. Raises Busy with the reason."""
+    [ruling] = rulings(world, {model_id: ()})
+    if not ruling.allowed:
+        raise Busy(
+            f"{model_id} is not retrained now: {ruling.reason}",
+            cure=f"an operator's own `servicectl retrain {model_id}` does not wait",
+        )
+
+
+def breaker_changes(
+    world: World, told: Sequence[Ruling], standing: Mapping[tuple[str, str], str]
+) -> tuple[tuple[str, str, str, str, str], ...]:
+    """Given the rulings and the verdicts told last, what to tell of breakers: opened once, closed once."""
+    changes = []
+    for ruling in told:
+        was_open = standing.get((ruling.model_id, BREAKER)) == "CRITICAL"
+        if ruling.rule == "breaker" and not was_open:
+            text = f"{ruling.model_id} is not retrained any more for now: {ruling.reason}"
+            changes.append((ruling.model_id, BREAKER, "raised", "CRITICAL", text))
+        elif was_open and ruling.rule == "" and not ruling.breaker_open:
+            text = f"{ruling.model_id} is retrained again when it drifts: a challenger was promoted"
+            changes.append((ruling.model_id, BREAKER, "cleared", "PASS", text))
+    return tuple(changes)
+
+
+def limits(world: World) -> Limits:
+    """The configuration in the governor's words."""
+    drift = world.config.drift
+    return Limits(
+        debounce=timedelta(seconds=seconds(drift.debounce, "drift.debounce")),
+        cooldown=timedelta(seconds=seconds(drift.cooldown, "drift.cooldown")),
+        breaker_rejections=drift.breaker_rejections,
+        breaker_rest=timedelta(seconds=seconds(drift.breaker_rest, "drift.breaker_rest")),
+        budget=None if drift.training_minutes_per_day is None else timedelta(minutes=drift.training_minutes_per_day),
+    )
+
+
+def _past(world: World) -> list[Retrain]:
+    table = world.runner.table
+    retrains = table.newest(kind=RETRAIN, limit=_REMEMBERED)
+    checks: dict[str, Job] = {}
+    if any(job.parent_id for job in retrains):
+        checks = {job.job_id: job for job in table.newest(kind=DRIFT_CHECK, limit=_REMEMBERED)}
+    return [_retrain(job, checks.get(job.parent_id or "")) for job in retrains]
+
+
+def _retrain(job: Job, check: Job | None) -> Retrain:
+    model_id = str(job.spec.get("model", ""))
+    causes = ((check.result or {}).get("retrain", {}) if check else {}).get(model_id, ())
+    trained = (job.result or {}).get("trained", {})
+    return Retrain(
+        model_id=model_id,
+        causes=frozenset(causes),
+        automatic=job.trigger in AUTOMATIC,
+        asked_at=_utc(job.created_at),
+        finished_at=_utc(job.finished_at) if job.finished_at else None,
+        outcome=(job.outcome or "") if job.ended else "",
+        spent=timedelta(seconds=float(trained.get("seconds", 0.0))),
+    )
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment

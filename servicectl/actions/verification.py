@@ -1,0 +1,82 @@
+"""What must hold before a model's bytes meet anything that would unpickle them, here or in Service B.
+
+The chain: the pointer (signed, where keys are configured) names the digests of model and manifest; the manifest (signed
+too) repeats which model, version and digest it is about; the pickle names only what the local allow-list allows; and it
+was made with the scikit-learn that Service B has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from servicectl.errors import IntegrityError, ServicectlError
+from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.protocol import NoSuchBlob
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+    from servicectl.estate.artifacts.pointer import Pointer
+
+_CURE = "it was not opened; restore the artifact store's files, or publish another version"
+
+
+def allowed_names(world: World, model_id: str) -> tuple[str, ...]:
+    """What a model's pickle may name beyond scikit-learn's own, by the local configuration alone."""
+    libraries = tuple(name.replace("-", "_") for name in world.config.serving.libraries)
+    model = world.config.models.get(model_id)
+    own = (model.estimator.partition(".")[0],) if model is not None and model.estimator else ()
+    return (*world.config.trust.allowed_modules, *libraries, *(root for root in own if root != "sklearn"))
+
+
+def manifest_behind(world: World, location: str, pointer: Pointer) -> dict[str, Any] | None:
+    """The manifest of a pointer's version, held against it; None for an adopted version, which has none.
+
+    Raises IntegrityError for one that is missing, unsigned where signatures are asked for, or another version's.
+    """
+    if pointer.manifest_sha256 is None:
+        return None
+    name = names.manifest(location, pointer.model_id, pointer.version)
+    try:
+        content = world.artifacts.read(name)[0]
+    except NoSuchBlob:
+        raise IntegrityError(f"{name} is missing", cure=_CURE) from None
+    if hashlib.sha256(content).hexdigest() != pointer.manifest_sha256:
+        raise IntegrityError(f"{name} is not the manifest that was published", cure=_CURE)
+    world.trust.verify("manifest", content, name)
+    manifest: dict[str, Any] = msgspec.json.decode(content)
+    told = (manifest.get("model_id"), manifest.get("version"), manifest.get("model", {}).get("sha256"))
+    if told != (pointer.model_id, pointer.version, pointer.sha256):
+        raise IntegrityError(f"{name} is about another model than the pointer", cure=_CURE)
+    return manifest
+
+
+def check_artifact(world: World, location: str, pointer: Pointer, pickled: bytes) -> None:
+    """Hold a version's bytes, whose digest is the pointer's, against manifest and allow-list.
+
+    An adopted version is taken on the word of the operator who adopted it. Raises as `check_model`.
+    """
+    manifest = manifest_behind(world, location, pointer)
+    if manifest is not None:
+        check_model(world, pointer.model_id, manifest, pickled)
+
+
+def check_model(world: World, model_id: str, manifest: Mapping[str, Any], pickled: bytes) -> None:
+    """Raises IntegrityError for a pickle that names what it may not, ServicectlError for another scikit-learn's."""
+    from servicectl.training import pickles
+
+    if wrong := pickles.refused(pickled, allowed_names(world, model_id)):
+        raise IntegrityError(
+            f"the model of {model_id} names {', '.join(wrong[:5])}, which is not allowed; it was not opened",
+            cure="find out where this file came from; [trust] allowed_modules says what else is allowed",
+        )
+    has = world.config.serving.scikit_learn
+    made_with = str(manifest.get("libraries", {}).get("scikit-learn", "an unknown version"))
+    if has is not None and made_with.split(".")[: len(has.split("."))] != has.split("."):
+        raise ServicectlError(
+            f"the model of {model_id} was made with scikit-learn {made_with}, Service B has {has}",
+            cure="train with Service B's version, or correct serving.scikit_learn",
+        )

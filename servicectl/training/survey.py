@@ -1,0 +1,143 @@
+"""What must be known of the training rows before fitting in blocks: their statistics, in two streamed passes.
+
+The first pass takes moments, categories, labels and a seeded sample of raw rows; the second refines quantiles and
+histograms. Both passes are folds: a state that can be pickled, advanced by one piece of the snapshot.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from servicectl.errors import BadData
+from servicectl.training.baseline import (
+    QUANTILES,
+    SCHEMA,
+    categorical_facts,
+    class_facts,
+    numeric_facts,
+    sample_positions,
+)
+from servicectl.training.column_statistics import CategoricalColumn, NumericColumn
+from servicectl.training.frame import MOST_CATEGORIES, moment, too_many_categories
+from servicectl.training.labels import CodedClasses, coded_classes
+from servicectl.training.parquet import Outline, Piece, SnapshotFile, coded, numbers, texts
+from servicectl.training.spec import TrainingSpec
+
+
+@dataclass
+class Survey:
+    """Statistics of the training rows; `numeric` and `categorical` by feature, `target` of a regression's label."""
+
+    numeric: dict[str, NumericColumn]
+    categorical: dict[str, CategoricalColumn]
+    target: NumericColumn
+    labels: Counter[Any] = field(default_factory=Counter)
+    sample: list[pa.Table] = field(default_factory=list)
+    seen: int = 0
+
+    @classmethod
+    def empty(cls, outline: Outline) -> Survey:
+        kinds = outline.kinds
+        return cls(
+            {name: NumericColumn() for name, kind in kinds.items() if kind == "numeric"},
+            {name: CategoricalColumn() for name, kind in kinds.items() if kind != "numeric"},
+            NumericColumn(),
+        )
+
+    def first(self, file: SnapshotFile, outline: Outline, piece: Piece) -> None:
+        """Moments, categories, labels and the sample. Raises BadData for a category that is an identifier."""
+        spec = file.spec
+        table = file.table(piece, [spec.entity_column, spec.time_column, spec.label, *spec.features])
+        for name, column in self.numeric.items():
+            column.first(numbers(table.column(name)))
+        for name, categories in self.categorical.items():
+            categories.first(feature_values(table, name, outline))
+            if len(categories.values) > MOST_CATEGORIES:
+                raise too_many_categories(spec, name)
+        labels = label_values(table, file)
+        if spec.task == "regression":
+            self.target.first(labels)
+        else:
+            values, counts = np.unique(labels, return_counts=True)
+            self.labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+        picked = sample_positions(outline.rows_trained, spec.seed)
+        inside = picked[(picked >= self.seen) & (picked < self.seen + len(piece))] - self.seen
+        self.sample.append(table.take(pa.array(inside)))
+        self.seen += len(piece)
+
+    def prepare(self) -> None:
+        for column in (*self.numeric.values(), self.target):
+            column.prepare(QUANTILES)
+
+    def second(self, file: SnapshotFile, piece: Piece) -> None:
+        spec = file.spec
+        names = [*self.numeric, *([spec.label] if spec.task == "regression" else [])]
+        if not names:
+            return
+        table = file.table(piece, names)
+        for name, column in self.numeric.items():
+            column.second(numbers(table.column(name)))
+        if spec.task == "regression":
+            self.target.second(numbers(table.column(spec.label)))
+
+    def classes(self, spec: TrainingSpec) -> CodedClasses | None:
+        """The labels of a classification. Raises BadData for one class only."""
+        return None if spec.task == "regression" else coded_classes(sorted(self.labels), self.seen, spec)
+
+    def baseline(self, spec: TrainingSpec, outline: Outline, codes: dict[str, int] | None) -> dict[str, Any]:
+        """The document of `baseline.baseline`, from streamed statistics."""
+        facts = {name: _numeric(column) for name, column in self.numeric.items()} | {
+            name: categorical_facts(column.values, column.nulls) for name, column in self.categorical.items()
+        }
+        return {
+            "schema": SCHEMA,
+            "model_id": spec.model_id,
+            "task": spec.task,
+            "rows": self.seen,
+            "from": moment(outline.trained_from).isoformat(),
+            "until": moment(outline.trained_until).isoformat(),
+            "features": {name: facts[name] for name in spec.features},
+            "label": _numeric(self.target) if spec.task == "regression" else class_facts(self.labels, codes),
+        }
+
+
+def label_values(table: pa.Table, file: SnapshotFile) -> NDArray[Any]:
+    """Labels as `frame.read` gives them: float64, or text."""
+    column = table.column(file.spec.label)
+    if file.is_text(file.spec.label):
+        return np.array(column.to_pylist(), dtype=object)
+    return numbers(column)
+
+
+def feature_values(table: pa.Table, name: str, outline: Outline) -> NDArray[Any]:
+    """One feature as `frame.read` gives it."""
+    column, kind = table.column(name), outline.kinds[name]
+    if kind == "numeric":
+        return numbers(column)
+    return coded(column) if kind == "coded" else texts(column)
+
+
+def require_values(survey: Survey, spec: TrainingSpec) -> None:
+    """Raises BadData where no training row has any feature at all."""
+    counts = [column.count for column in survey.numeric.values()] + [c.count for c in survey.categorical.values()]
+    if not any(counts):
+        raise BadData(f"{spec.model_id}: no training row has any feature", cure="see why the feature store is empty")
+
+
+def _numeric(column: NumericColumn) -> dict[str, Any]:
+    return numeric_facts(
+        count=column.count,
+        nulls=column.nulls,
+        mean=column.mean,
+        std=float(np.sqrt(column.variance)),
+        low=column.low,
+        high=column.high,
+        quantiles=[column.quantile(quantile) for quantile in QUANTILES] if column.count else [],
+        histogram=column.histogram() if column.count else None,
+    )

@@ -1,0 +1,132 @@
+"""Whole commands while Redis or the handler is in trouble: the documented status, and nothing lost after the cure."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.parts.commands import Running
+from tests.parts.estate import MODELS, OLD_ROWS, Estate, Saved, Site, local_site, started
+from tests.parts.handler import fault
+from tests.parts.redis import redis_server, start_again, stop
+
+_HASTY = {"HANDLER_TIMEOUT_S": "1", "HANDLER_STATEMENT_DEADLINE_S": "2", "HANDLER_CLOCK_SKEW_S": "0.2"}
+_COMMANDS = (("publish", "Churn"), ("sync-production",), ("drift-check",))
+
+
+@dataclass
+class Ground:
+    """`first`: a challenger waits to be published. `published`: it was, without trouble; `picture` is what that left."""
+
+    estate: Estate
+    first: Saved
+    published: Saved
+    picture: dict[str, Any]
+    stalled: dict[str, tuple[Site, Running]]
+
+    def site(self, folder: Path, saved: Saved) -> Site:
+        site = local_site(self.estate, folder)
+        site.restore(saved)
+        return site
+
+
+def _picture(site: Site) -> dict[str, Any]:
+    return {"tables": site.estate.tables(), "served": site.served(), "blobs": site.blobs()}
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("troubles")
+    (folder / "stalled").mkdir()
+    with started(folder, strict=True) as estate, redis_server(folder / "stalled") as silent:
+        estate.empty()
+        estate.rows(0, OLD_ROWS)
+        site = local_site(estate, folder / "site")
+        site.ok("retrain", "Churn", "--no-publish")
+        first = site.save("first")
+        # A stalled Redis is waited for as long as its socket says, so these begin now and are asked for last.
+        os.kill(silent.process.pid, signal.SIGSTOP)
+        stalled = {}
+        for command in _COMMANDS:
+            one = local_site(estate, folder / f"stalled-{command[0]}")
+            one.restore(first)
+            one.configure(MODELS, redis=silent.url)
+            stalled[command[0]] = (one, one.start(*command, **_HASTY))
+        site.restore(first)
+        site.ok("publish", "Churn")
+        yield Ground(estate, first, site.save("published"), _picture(site), stalled)
+        os.kill(silent.process.pid, signal.SIGCONT)
+
+
+def test_with_redis_stopped_every_command_ends_in_75_and_is_carried_on_afterwards(ground: Ground, tmp_path: Path) -> None:
+    site = ground.site(tmp_path / "site", ground.first)
+    stop(ground.estate.redis)
+    try:
+        ended = [site.run(*command, **_HASTY) for command in _COMMANDS]
+    finally:
+        start_again(ground.estate.redis, ground.estate.folder)
+    print(*ended)
+    assert [one.status for one in ended] == [75, 75, 75], ended
+    assert all("Redis" in one.stderr for one in ended)
+
+    _carried_on(ground, site)
+
+
+def test_with_the_handler_frozen_every_command_ends_in_75_and_is_carried_on_afterwards(
+    ground: Ground, tmp_path: Path
+) -> None:
+    site = ground.site(tmp_path / "site", ground.first)
+    with fault(ground.estate.client, "frozen"):
+        ended = [site.run(*command, **_HASTY) for command in _COMMANDS]
+    assert [one.status for one in ended] == [75, 75, 75], ended
+    assert all("DuckDB handler" in one.stderr for one in ended)
+
+    _carried_on(ground, site)
+
+
+@pytest.mark.parametrize("name", ["conflict", "unanswered", "slow"])
+def test_a_publish_through_a_handler_in_trouble_ends_as_one_without(ground: Ground, tmp_path: Path, name: str) -> None:
+    site = ground.site(tmp_path / "site", ground.first)
+    with fault(ground.estate.client, name, times=2, seconds=0.5, matching="^(INSERT|UPDATE)"):
+        ended = site.run("publish", "Churn", **_HASTY)
+    assert ended.status == 0, ended
+    assert _picture(site) == ground.picture
+
+
+def test_after_a_restart_of_redis_without_its_data_sync_production_restores_it(ground: Ground, tmp_path: Path) -> None:
+    site = ground.site(tmp_path / "site", ground.published)
+    stop(ground.estate.redis)
+    start_again(ground.estate.redis, ground.estate.folder)
+    assert site.served() is None
+
+    assert site.run("drift-check").status == 3  # Service C knows no model: not measured
+    site.ok("sync-production")
+    assert site.served() == ground.picture["served"]
+
+
+@pytest.mark.parametrize("command", [command[0] for command in _COMMANDS])
+def test_with_redis_stalled_a_command_ends_in_75_by_itself(ground: Ground, command: str) -> None:
+    site, running = ground.stalled[command]
+    ended = running.wait()
+    assert ended.status == 75, ended
+    assert "Redis" in ended.stderr
+
+    site.configure(MODELS)
+    site.estate.empty()
+    if command == "publish":
+        _carried_on(ground, site)
+    else:
+        assert site.run("jobs", "resume").status == 0
+
+
+def _carried_on(ground: Ground, site: Site) -> None:
+    resumed = site.run("--json", "jobs", "resume")
+    assert resumed.status == 0, resumed
+    site.ok("sync-production")
+    assert _picture(site) == ground.picture
