@@ -9,8 +9,10 @@ import argparse
 import ast
 import importlib
 import json
+import math
 import pkgutil
 from pathlib import Path
+from types import ModuleType
 
 import bench
 
@@ -37,10 +39,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("name", metavar="NAME", choices=benchmarks, help="one of the benchmarks below")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: seconds, not precision")
     parser.add_argument("--json", action="store_true", help="print one JSON object of figures")
+    known, _ = parser.parse_known_args()
+    add_arguments = getattr(_module(known.name), "add_arguments", None)
+    if add_arguments is not None:
+        add_arguments(parser.add_argument_group(f"of {known.name}"))
     return parser.parse_args()
 
 
-def _print_table(title: str, figures: dict[str, float], limits: dict[str, float]) -> None:
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"bench.{name.replace('-', '_')}")
+
+
+def _print_table(title: str, figures: dict[str, float], most: dict[str, float], least: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -48,22 +58,26 @@ def _print_table(title: str, figures: dict[str, float], limits: dict[str, float]
     table.add_column("figure")
     table.add_column("measured", justify="right")
     table.add_column("at most", justify="right")
+    table.add_column("at least", justify="right")
     table.add_column("")
     for name, value in figures.items():
-        limit = limits.get(name)
-        verdict = "" if limit is None else "[green]ok[/]" if value <= limit else "[bold red]over[/]"
-        table.add_row(name, f"{value:.2f}", "" if limit is None else f"{limit:g}", verdict)
+        over, under = value > most.get(name, math.inf), value < least.get(name, -math.inf)
+        verdict = "[bold red]over[/]" if over else "[bold red]under[/]" if under else "[green]ok[/]"
+        known = name in most or name in least
+        told = [f"{limits[name]:g}" if name in limits else "" for limits in (most, least)]
+        table.add_row(name, f"{value:.2f}", *told, verdict if known else "")
     Console().print(table)
 
 
 def main() -> None:
     arguments = _arguments()
-    module = importlib.import_module(f"bench.{arguments.name.replace('-', '_')}")
-    figures: dict[str, float] = module.run(quick=arguments.quick)
+    module = _module(arguments.name)
+    own = {name: value for name, value in vars(arguments).items() if name not in ("name", "json")}
+    figures: dict[str, float] = module.run(**own)
     if arguments.json:
         print(json.dumps(figures))
     else:
-        _print_table(arguments.name, figures, getattr(module, "LIMITS", {}))
+        _print_table(arguments.name, figures, getattr(module, "LIMITS", {}), getattr(module, "MINIMUM", {}))
 
 
 if __name__ == "__main__":

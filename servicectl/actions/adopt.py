@@ -59,6 +59,7 @@ def run(world: World, context: JobContext) -> Result:
             manifest_sha256=None,
             size=blob.size,
             published_at=incumbent.modified,
+            kind="adopt",
         )
         local.unlink()
         metadata = {"generation": "0", "version": row.version, "job": context.job.job_id}

@@ -271,7 +271,7 @@ def _governed(world: World, look: Look) -> Governed:
     if world.config.drift.retrain == "never" or not wishes:
         return Governed((), ())
     told = governing.rulings(world, wishes)
-    return Governed(told, governing.breaker_changes(world, told, world.alarms.standing().verdicts))
+    return Governed(told, governing.breaker_changes(told, world.alarms.standing().verdicts))
 
 
 def _result(world: World, look: Look, governed: Governed) -> Result:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from servicectl.actions import retrain
 from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN
 from servicectl.config import seconds
 from servicectl.drift.governor import Limits, Retrain, Ruling, Wish, govern
@@ -27,7 +29,8 @@ _REMEMBERED = 1000
 def rulings(world: World, wishes: Mapping[str, Sequence[str]]) -> tuple[Ruling, ...]:
     """Given models with the features that drifted, who may be retrained now."""
     asked = [Wish(model_id, frozenset(features)) for model_id, features in wishes.items()]
-    return govern(asked, _past(world), limits(world), world.clock.now().astimezone(UTC))
+    told = govern(asked, _past(world), limits(world), world.clock.now().astimezone(UTC))
+    return tuple(_only_the_same(world, ruling) if ruling.rule == "unfinished" else ruling for ruling in told)
 
 
 def require(world: World, model_id: str) -> None:
@@ -41,7 +44,7 @@ def require(world: World, model_id: str) -> None:
 
 
 def breaker_changes(
-    world: World, told: Sequence[Ruling], standing: Mapping[tuple[str, str], str]
+    told: Sequence[Ruling], standing: Mapping[tuple[str, str], str]
 ) -> tuple[tuple[str, str, str, str, str], ...]:
     """Given the rulings and the verdicts told last, what to tell of breakers: opened once, closed once."""
     changes = []
@@ -66,6 +69,16 @@ def limits(world: World) -> Limits:
         breaker_rest=timedelta(seconds=seconds(drift.breaker_rest, "drift.breaker_rest")),
         budget=None if drift.training_minutes_per_day is None else timedelta(minutes=drift.training_minutes_per_day),
     )
+
+
+def _only_the_same(world: World, ruling: Ruling) -> Ruling:
+    """An unfinished retrain with other parameters cannot be joined, and a second one must not queue behind it."""
+    wanted = retrain.job(world, ruling.model_id)
+    unfinished = world.runner.table.unfinished([wanted.scope])
+    if not unfinished or any(dict(job.spec) == dict(wanted.spec) for job in unfinished):
+        return ruling
+    waits = f"job {unfinished[0].short_id} with other parameters waits or runs already"
+    return replace(ruling, allowed=False, reason=waits)
 
 
 def _past(world: World) -> list[Retrain]:

@@ -18,6 +18,7 @@ DRIFT_CHECK = "drift-check"
 RETRAIN = "retrain"
 PUBLISH = "publish"
 ADOPT = "adopt"
+ROLLBACK = "rollback"
 
 _MODULES = {
     SYNC_PRODUCTION: "servicectl.actions.sync_production",
@@ -25,6 +26,7 @@ _MODULES = {
     RETRAIN: "servicectl.actions.retrain",
     PUBLISH: "servicectl.actions.publish",
     ADOPT: "servicectl.actions.adopt",
+    ROLLBACK: "servicectl.actions.rollback",
 }
 
 

@@ -33,8 +33,13 @@ class ModelState(Struct, frozen=True):
 def look(world: World) -> list[ModelState]:
     """Every model that is configured, registered as production or served, by name."""
     rows = {row.model_id: row for row in world.registry.production()}
-    served = world.keys.names()
-    return [_state(world, model_id, rows) for model_id in sorted(rows.keys() | served | world.config.models.keys())]
+    return [_state(world, model_id, rows) for model_id in known_models(world)]
+
+
+def known_models(world: World) -> list[str]:
+    """Configured, registered as production or served."""
+    registered = {row.model_id for row in world.registry.production()}
+    return sorted(registered | world.keys.names() | world.config.models.keys())
 
 
 def _state(world: World, model_id: str, rows: Mapping[str, ModelRow]) -> ModelState:

@@ -6,6 +6,7 @@ follows from them and is repeated until it holds. docs/publish.md shows each sto
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from servicectl.actions.retrain import Candidate
 from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact, check_model
 from servicectl.actions.versions import Reserved, reserve
-from servicectl.errors import ExitStatus, IntegrityError, UsageError
+from servicectl.errors import ExitStatus, IntegrityError, Superseded, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
 from servicectl.estate.artifacts.protocol import AlreadyThere
@@ -35,11 +36,21 @@ if TYPE_CHECKING:
     from servicectl.actions.world import World
 
 
+class Planned(Struct, frozen=True):
+    """What a plan was made on: the publish happens on exactly this, or not at all."""
+
+    version: str
+    pointer_etag: str | None
+    incumbent_etag: str | None
+
+
 class Request(Struct, frozen=True):
     model: str
     retrain_job: str
     expected_generation: int
     candidate: Candidate
+    hold: bool = False
+    planned: Planned | None = None
 
 
 class Registered(Struct, frozen=True):
@@ -54,9 +65,12 @@ def start(world: World, model_id: str) -> list[Ran]:
     carried = world.runner.carry_on([serving_scope(model_id)])
     if any(ran.job.kind == PUBLISH for ran in carried):
         return carried
-    spec = newest_challenger(world, model_id)
+    return [*carried, *submit(world, model_id, newest_challenger(world, model_id))]
+
+
+def submit(world: World, model_id: str, spec: dict[str, Any]) -> list[Ran]:
     job = world.runner.submit(NewJob(PUBLISH, serving_scope(model_id), spec, trigger=world.trigger)).job
-    return [*carried, *world.runner.run_with_children(job.job_id)]
+    return world.runner.run_with_children(job.job_id)
 
 
 def newest_challenger(world: World, model_id: str) -> dict[str, Any]:
@@ -73,6 +87,11 @@ def newest_challenger(world: World, model_id: str) -> dict[str, Any]:
                 f"the newest challenger of {model_id} is in production already (version {truth.pointer.version})",
                 cure=f"servicectl retrain {model_id}",
             )
+        if truth.pointer is not None and job.result["model_sha256"] in truth.pointer.withdrawn.values():
+            raise UsageError(
+                f"the newest challenger of {model_id} was withdrawn from production",
+                cure=f"servicectl retrain {model_id}, or servicectl rollback {model_id} --to VERSION",
+            )
         return dict(job.result["publish"])
     raise UsageError(
         f"no promoted challenger of {model_id} waits to be published", cure=f"servicectl retrain {model_id}"
@@ -86,6 +105,10 @@ def run(world: World, context: JobContext) -> Result:
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
         return _superseded(request, truth)
+    if truth.pointer is not None and request.candidate.model.sha256 in truth.pointer.withdrawn.values():
+        return _withdrawn(request, truth.pointer)
+    if request.hold:
+        return Result("held", {"model": model_id, "sha256": request.candidate.model.sha256, "approve": mine})
     reserved = context.step("reserve", lambda: _reserve(world, context, request, truth), Reserved)
     target = Target(
         model_id=model_id,
@@ -106,7 +129,8 @@ def run(world: World, context: JobContext) -> Result:
     )
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
-    context.step("archive", lambda: _archive(world, truth, target, registered.replaces), str)
+    context.step("archive", lambda: archive(world, truth, target, registered.replaces), str)
+    target = msgspec.structs.replace(target, published_at=context.step("date", world.clock.now, datetime))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):
             return _superseded(request, read_truth(world, model_id))
@@ -133,6 +157,14 @@ def _superseded(request: Request, truth: Truth) -> Result:
     return Result("superseded", told, ExitStatus.FAILED)
 
 
+def _withdrawn(request: Request, pointer: Pointer) -> Result:
+    digest = request.candidate.model.sha256
+    version = next(version for version, known in pointer.withdrawn.items() if known == digest)
+    log.warning(f"{request.model}: this very model was withdrawn as {version}; servicectl rollback --to takes it back")
+    told = {"model": request.model, "version": version, "sha256": digest, "in_production": pointer.version}
+    return Result("withdrawn", told, ExitStatus.FAILED)
+
+
 def _told(request: Request, target: Target, note: str) -> dict[str, Any]:
     return {
         "model": request.model,
@@ -147,6 +179,10 @@ def _told(request: Request, target: Target, note: str) -> dict[str, Any]:
 def _reserve(world: World, context: JobContext, request: Request, truth: Truth) -> Reserved:
     described = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
     check_model(world, request.model, described, verified(request.candidate.model, "model"))
+    if (planned := request.planned) is not None:
+        incumbent = truth.incumbent.etag if truth.incumbent else None
+        if (truth.pointer_etag, incumbent) != (planned.pointer_etag, planned.incumbent_etag):
+            raise Superseded(f"{request.model} changed after the plan was made", cure="make a new plan")
     return reserve(world, request.model, truth.location, described, context.job)
 
 
@@ -196,7 +232,7 @@ def _register(world: World, request: Request, truth: Truth, target: Target, rese
     return Registered(replaced[0] if replaced else None, truth.pointer)
 
 
-def _archive(world: World, truth: Truth, target: Target, registry_version: str | None) -> str:
+def archive(world: World, truth: Truth, target: Target, registry_version: str | None) -> str:
     """The incumbent under its own version's name, so that the swap loses nothing; its name, or "" if there is none."""
     incumbent = truth.incumbent
     if incumbent is None or incumbent.sha256 == target.file.sha256:

@@ -67,21 +67,33 @@ class Candidate(Struct, frozen=True):
 
 
 def job(
-    world: World, model_id: str, *, window: str | None = None, publish: bool = True, trigger: str | None = None
+    world: World,
+    model_id: str,
+    *,
+    window: str | None = None,
+    publish: bool = True,
+    hold: bool = False,
+    trigger: str | None = None,
 ) -> NewJob:
-    """A retrain of one configured model. Raises UsageError for an unknown model, ConfigError for a bad window."""
+    """A retrain of one configured model; with `hold` its publish waits for `approve`. Raises UsageError for an unknown model, ConfigError for a bad window."""
     chosen = window or world.config.model(model_id).window
     if chosen is not None:
         seconds(chosen, "--window" if window else f"models.{model_id}.window")
-    spec = {"model": model_id, "window": chosen, "publish": publish}
+    spec = {"model": model_id, "window": chosen, "publish": publish} | ({"hold": True} if hold else {})
     return NewJob(RETRAIN, retrain_scope(model_id), spec, trigger=trigger or world.trigger)
 
 
 def start(
-    world: World, models: Sequence[str], *, window: str | None = None, publish: bool = True, parallel: int = 1
+    world: World,
+    models: Sequence[str],
+    *,
+    window: str | None = None,
+    publish: bool = True,
+    hold: bool = False,
+    parallel: int = 1,
 ) -> list[Ran]:
     """Carry on what is unfinished of these models, then retrain each; one that fails does not stop the others."""
-    new = [job(world, model_id, window=window, publish=publish) for model_id in models]
+    new = [job(world, model_id, window=window, publish=publish, hold=hold) for model_id in models]
     scopes = [scope for model_id in models for scope in (retrain_scope(model_id), serving_scope(model_id))]
     ended = world.runner.carry_on(scopes)
     done = [(ran.job.scope, ran.job.spec) for ran in ended if ran.job.kind == RETRAIN]
@@ -125,16 +137,12 @@ def run(world: World, context: JobContext) -> Result:
     candidate = context.step(
         "package", lambda: _package(world, context, plan, snapshot, trained, verdict, servable), Candidate
     )
-    publish = NewJob(
-        PUBLISH,
-        serving_scope(model_id),
-        publish_spec(
-            model_id, context.job.job_id, plan.champion.generation, context.portable(msgspec.to_builtins(candidate))
-        ),
-        trigger=context.job.trigger,
-    )
+    packaged = context.portable(msgspec.to_builtins(candidate))
+    spec = publish_spec(model_id, context.job.job_id, plan.champion.generation, packaged)
+    held = {"hold": True} if context.job.spec.get("hold") else {}
+    publish = NewJob(PUBLISH, serving_scope(model_id), spec | held, trigger=context.job.trigger)
     wanted = bool(context.job.spec.get("publish", True))
-    return Result("promoted", {**told, "publish": publish.spec}, children=(publish,) if wanted else ())
+    return Result("promoted", {**told, "publish": spec}, children=(publish,) if wanted else ())
 
 
 def publish_spec(model_id: str, retrain_job: str, generation: int, candidate: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
 
 from servicectl import log
 from servicectl.actions.production import Artifact, Truth, project, read_truth
+from servicectl.actions.verification import manifest_behind
 from servicectl.errors import IntegrityError, Superseded
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
-from servicectl.estate.artifacts.protocol import PreconditionFailed
+from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
 from servicectl.files import sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
 from servicectl.training.spec import ProductFile, verified
@@ -36,6 +39,8 @@ class Target(Struct, frozen=True, kw_only=True):
     manifest_sha256: str | None
     published_at: datetime
     job_id: str
+    kind: Literal["publish", "rollback", "undo"] = "publish"
+    withdraws: dict[str, str] = {}  # version -> digest of what this one takes back
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -54,6 +59,7 @@ class Target(Struct, frozen=True, kw_only=True):
             manifest_sha256=self.manifest_sha256,
             size=self.file.bytes,
             published_at=self.published_at,
+            kind=self.kind,
         )
 
 
@@ -98,11 +104,13 @@ def undo(world: World, context: JobContext, old: Pointer | None, failed: Target)
         version=old.version,
         generation=failed.generation + 1,
         name=old.name,
-        file=_downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
-        baseline=_baseline(world, context, old, failed.location),
+        file=downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
+        baseline=baseline_of(world, context, old, failed.location),
         manifest_sha256=old.manifest_sha256,
-        published_at=failed.published_at,
+        published_at=context.step("undo date", world.clock.now, datetime),
         job_id=failed.job_id,
+        kind="undo",
+        withdraws={failed.version: failed.file.sha256},
     )
     now = read_truth(world, failed.model_id, failed.location)
     if not put_in_production(world, context, now, target, failed.version, prefix="undo "):
@@ -110,11 +118,12 @@ def undo(world: World, context: JobContext, old: Pointer | None, failed: Target)
     return Undone(True, f"{old.version} is back in production as generation {target.generation}")
 
 
-def _baseline(world: World, context: JobContext, old: Pointer, location: str) -> ProductFile:
+def baseline_of(world: World, context: JobContext, old: Pointer, location: str) -> ProductFile:
     """The baseline beside an older version; an adopted one may have none."""
     name, path = names.versioned(location, old.model_id, old.version, "json"), context.folder / "undo.json"
-    if world.artifacts.stat(name) is not None:
-        return _downloaded(world, name, path, None)
+    manifest = manifest_behind(world, location, old)
+    if manifest is not None or world.artifacts.stat(name) is not None:
+        return downloaded(world, name, path, manifest["baseline"]["sha256"] if manifest else None)
     write_atomically(path, b"{}")
     return ProductFile(str(path), sha256_of(path), path.stat().st_size)
 
@@ -127,11 +136,29 @@ def _swap(world: World, truth: Truth, target: Target) -> str:
 
 
 def _point(world: World, truth: Truth, target: Target) -> str:
-    content = world.trust.sealed(
-        "pointer", encode(target.pointer, msgspec.json.decode(verified(target.baseline, "baseline")))
-    )
+    _keep_history(world, truth, target)
+    withdrawn = {**(truth.pointer.withdrawn if truth.pointer else {}), **target.withdraws}
+    withdrawn.pop(target.version, None)
+    pointer = replace(target.pointer, withdrawn=withdrawn)
+    baseline = msgspec.json.decode(verified(target.baseline, "baseline"))
+    content = world.trust.sealed("pointer", encode(pointer, baseline))
     name = names.production(target.location, target.model_id, "json")
     return world.artifacts.replace(name, content, target.metadata, truth.pointer_etag).etag
+
+
+def _keep_history(world: World, truth: Truth, target: Target) -> None:
+    """The pointer that is about to be replaced, kept as it is: whoever writes a generation has kept the one before."""
+    if truth.pointer is None or truth.pointer_etag is None or truth.pointer.generation == target.generation:
+        return
+    current = names.production(truth.location, target.model_id, "json")
+    kept = names.history(truth.location, target.model_id, truth.pointer.generation)
+    try:
+        world.artifacts.copy(current, kept, truth.pointer_etag)
+    except AlreadyThere:
+        # A store put back from a backup goes through its generations again; neither past is lost.
+        with suppress(AlreadyThere):
+            suffixed = kept.replace(".history.json", f"-{truth.pointer.sha256[:12]}.history.json")
+            world.artifacts.copy(current, suffixed, truth.pointer_etag)
 
 
 def _project(world: World, target: Target) -> str:
@@ -143,7 +170,7 @@ def _project(world: World, target: Target) -> str:
     return project(world, row, truth, Artifact(content, target.file.sha256, target.name))
 
 
-def _downloaded(world: World, name: str, path: Path, expected: str | None) -> ProductFile:
+def downloaded(world: World, name: str, path: Path, expected: str | None) -> ProductFile:
     world.artifacts.download(name, path)
     digest = sha256_of(path)
     if expected not in (None, digest):

@@ -47,6 +47,8 @@ def run(world: World, context: JobContext) -> Result:
     summary = {"models": models, "failed": failed, "removed": removed}
     if failed:
         return Result("partly-synced", summary, ExitStatus.FAILED)
+    if not models and context.observe(world.keys.names):
+        return Result("no-production-models", summary, ExitStatus.NOT_MEASURED)
     return Result("synced" if models else "no-production-models", summary)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from msgspec import Struct
 
 from servicectl.errors import TryAgain
 from servicectl.estate.artifacts import names
-from servicectl.estate.artifacts.protocol import AlreadyThere
+from servicectl.estate.artifacts.protocol import AlreadyThere, Blob
 from servicectl.jobs.model import Job
 from servicectl.training.spec import canonical
 
@@ -37,8 +38,7 @@ def reserve(world: World, model_id: str, location: str, described: dict[str, Any
     """
     at = world.clock.now()
     blobs = world.artifacts.list(location)
-    taken = {version for blob in blobs if (version := names.version_of(blob.name))}
-    taken |= {row.version for row in world.registry.rows(model_id)}
+    taken = _taken(world, model_id, blobs)
     version = _own(world, model_id, location, job.job_id, taken, {blob.name for blob in blobs}) or _next(taken)
     for _ in range(_PATIENCE):
         content = world.trust.sealed("manifest", canonical({**described, "version": version, "job_id": job.job_id}))
@@ -51,6 +51,16 @@ def reserve(world: World, model_id: str, location: str, described: dict[str, Any
         trained_at = datetime.fromisoformat(described["created_at"])
         return Reserved(version, hashlib.sha256(content).hexdigest(), at, trained_at)
     raise TryAgain(f"{_PATIENCE} version numbers of {model_id} were taken by others meanwhile", cure="try again")
+
+
+def next_version(world: World, model_id: str, location: str) -> str:
+    """The number that the next publish would reserve."""
+    return _next(_taken(world, model_id, world.artifacts.list(location)))
+
+
+def _taken(world: World, model_id: str, blobs: Iterable[Blob]) -> set[str]:
+    taken = {version for blob in blobs if (version := names.version_of(blob.name))}
+    return taken | {row.version for row in world.registry.rows(model_id)}
 
 
 def _own(world: World, model_id: str, location: str, job_id: str, taken: set[str], present: set[str]) -> str | None:

@@ -18,6 +18,7 @@ from servicectl.cli import (
     models,
     publish,
     retrain,
+    rollback,
     sync_production,
     trust,
 )
@@ -55,8 +56,9 @@ def options(
     context.obj = Session(config, as_json=as_json)
 
 
-for module in (sync_production, drift_check, retrain, publish, listen, doctor, init, models, demo):
+for module in (sync_production, drift_check, retrain, publish, listen, doctor, init, rollback, demo):
     module.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(artifacts.app, name="artifacts")
 app.add_typer(trust.app, name="trust")
+app.add_typer(models.app, name="models")

@@ -13,7 +13,11 @@ asked and not answered is "not measured", never "no drift", and always ends in s
 
 
 def register(app: typer.Typer) -> None:
-    statuses = ((3, "something could not be measured"), (10, "drift found (with --detailed-exitcode)"))
+    statuses = (
+        (3, "something could not be measured"),
+        (10, "drift found (with --detailed-exitcode)"),
+        (12, "needs an operator (with --detailed-exitcode)"),
+    )
     app.command("drift-check", help=HELP, epilog=epilog("servicectl drift-check --queue-only", *statuses))(drift_check)
 
 
@@ -29,4 +33,4 @@ def drift_check(
     at = session(context)
     with at.working("drift-check"):
         ran = action.start(at.world, queue_only=queue_only)
-    end_with(at, ran, detailed={"drift": ExitStatus.DRIFT_FOUND} if detailed_exitcode else {})
+    end_with(at, ran, detailed={"drift": ExitStatus.DRIFT_FOUND} if detailed_exitcode else None)

@@ -16,11 +16,17 @@ if TYPE_CHECKING:
 
 def end_with(at: Session, ran: Sequence[Ran], detailed: Mapping[str, ExitStatus] | None = None) -> NoReturn:
     """Show each job, and leave with the worst status. `detailed` turns outcomes into statuses of their own."""
-    statuses = [one.exit_status for one in ran]
+    statuses = [_status(one, detailed=detailed is not None) for one in ran]
     statuses += [
         status for outcome, status in (detailed or {}).items() if any(one.job.outcome == outcome for one in ran)
     ]
     at.end({"jobs": [as_json(one) for one in ran]}, lambda: _show(at, ran), worst(statuses))
+
+
+def _status(one: Ran, *, detailed: bool) -> ExitStatus:
+    if detailed and one.exit_status is ExitStatus.FAILED and one.job.needs_operator:
+        return ExitStatus.NEEDS_OPERATOR
+    return one.exit_status
 
 
 def as_json(ran: Ran) -> dict[str, Any]:
@@ -107,8 +113,24 @@ def _publish(at: Session, one: Ran) -> None:
             f"sha256 {result['sha256'][:12]}…; {result['serving']}"
         )
         return
+    if one.job.outcome == "held":
+        at.screen.line(f"{result['model']}: held; servicectl approve {one.job.short_id}  lets it go on")
+        return
     why = result.get("serving") or result.get("in_production")
     at.screen.line(f"{result['model']}: ", Styled(one.job.outcome or "", "red"), f": {why}")
+
+
+def _rollback(at: Session, one: Ran) -> None:
+    result = one.job.result or {}
+    if one.job.outcome != "rolled-back":
+        why = result.get("serving") or result.get("in_production")
+        at.screen.line(f"{result['model']}: ", Styled(one.job.outcome or "", "red"), f": {why}")
+        return
+    taken_back = f", {', '.join(result['withdrawn'])} is withdrawn" if result["withdrawn"] else ""
+    at.screen.line(
+        f"{result['model']}: rolled back to {result['version']} (generation {result['generation']}{taken_back}); "
+        f"{result['serving']}"
+    )
 
 
 def _adopt(at: Session, one: Ran) -> None:
@@ -122,4 +144,5 @@ _SHOWN: Mapping[str, Callable[[Session, Ran], None]] = {
     "retrain": _retrain,
     "publish": _publish,
     "adopt": _adopt,
+    "rollback": _rollback,
 }

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     statuses = (
         (3, "the challenger could not be judged"),
         (11, "the challenger was rejected (with --detailed-exitcode)"),
+        (12, "needs an operator (with --detailed-exitcode)"),
     )
     app.command("retrain", help=HELP, epilog=epilog(EXAMPLE, *statuses))(retrain)
 
@@ -29,6 +30,7 @@ def retrain(
     window: Annotated[str | None, typer.Option(metavar="30d", help="Only the newest rows, back to this long.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="How many models at once, each in its own process.")] = 1,
     publish: Annotated[bool, typer.Option("--publish/--no-publish", help="Publish a promoted challenger.")] = True,
+    hold: Annotated[bool, typer.Option("--hold", help="A promoted challenger waits for `servicectl approve`.")] = False,
     detailed_exitcode: Annotated[bool, typer.Option(help="End in 11 when a challenger was rejected.")] = False,
 ) -> None:
     from servicectl.actions import retrain as action
@@ -40,5 +42,5 @@ def retrain(
         raise UsageError("name the models to retrain, or --all", cure="servicectl retrain --help")
     chosen = sorted(at.world.config.models) if every else list(dict.fromkeys(models or []))
     with at.working(f"retrain {', '.join(chosen)}"):
-        ran = action.start(at.world, chosen, window=window, publish=publish, parallel=parallel)
-    end_with(at, ran, detailed={"rejected": ExitStatus.REJECTED} if detailed_exitcode else {})
+        ran = action.start(at.world, chosen, window=window, publish=publish, hold=hold, parallel=parallel)
+    end_with(at, ran, detailed={"rejected": ExitStatus.REJECTED} if detailed_exitcode else None)

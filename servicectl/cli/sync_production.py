@@ -12,8 +12,11 @@ First finishes publishes that were interrupted. Each model is verified by digest
 keeps the others from being served. Names are withdrawn only on positive evidence (a deprecated row)."""
 
 
+STATUS = (3, "the registry has nothing in production although Redis names models: nothing was removed")
+
+
 def register(app: typer.Typer) -> None:
-    app.command("sync-production", help=HELP, epilog=epilog("servicectl sync-production"))(sync_production)
+    app.command("sync-production", help=HELP, epilog=epilog("servicectl sync-production", STATUS))(sync_production)
 
 
 def sync_production(

@@ -11,7 +11,9 @@ from servicectl.cli.screen import Cell, Screen, Styled, word
 
 if TYPE_CHECKING:
     from servicectl.actions.doctor import Check
+    from servicectl.actions.history import Change
     from servicectl.actions.models import ModelState
+    from servicectl.actions.planning import Plan
 
 
 def figure(value: float | None, digits: int = 3) -> str:
@@ -60,6 +62,31 @@ def print_models(screen: Screen, models: Sequence[ModelState]) -> None:
         )
     columns = ["model", "version", "generation", "since", "sha256", "job", "worst PSI", "stores"]
     screen.table(columns, rows, right=["generation", "worst PSI"])
+
+
+def print_changes(screen: Screen, changes: Sequence[Change]) -> None:
+    rows: list[list[Cell]] = []
+    for one in changes:
+        gate, snapshot = one.gate or {}, one.snapshot or {}
+        metric = gate.get("metric") or ""
+        numbers = [figure((gate.get(side) or {}).get(metric)) for side in ("champion", "challenger")]
+        rows.append(
+            [
+                one.model_id, str(one.generation), one.version, Styled("withdrawn", "red") if one.withdrawn else one.kind,
+                f"{one.since:%Y-%m-%d %H:%M:%S}", f"{one.until:%Y-%m-%d %H:%M:%S}" if one.until else "now", one.job[-8:],
+                str(snapshot.get("sha256") or "-")[:12], metric or "-", *numbers, one.problem or "",
+            ]
+        )  # fmt: skip
+    columns = ["model", "generation", "version", "by", "since (UTC)", "until", "job", "snapshot", "metric", "champion"]
+    screen.table([*columns, "challenger", ""], rows, right=["generation", "champion", "challenger"])
+
+
+def print_plan(screen: Screen, plan: Plan) -> None:
+    now = plan.in_production or "nothing on record"
+    screen.line(
+        f"{plan.model}: {plan.version} (sha256 {plan.sha256[:12]}…) would replace {now}, as generation {plan.generation}"
+    )
+    screen.table(["store", "operation", "if"], [[one.store, one.operation, one.condition] for one in plan.operations])
 
 
 def print_check(screen: Screen, check: Check) -> None:

@@ -120,9 +120,9 @@ class JobContext:
     def finishing(self) -> Iterator[None]:
         """A block that SIGTERM, SIGINT and cancel do not cut.
 
-        Signals take effect at its end, a cancel at the next step after it: a job whose last step is done is complete.
+        Both take effect when the next step begins: a job whose last step is done is complete.
         """
-        with signals.deferred():
+        with signals.deferred(check_after=False):
             yield
 
     def _write(self, change: StepChange) -> None:

@@ -55,13 +55,14 @@ def watched() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[None]:
+def deferred(*, check_after: bool = True) -> Iterator[None]:
     _state.deferrals += 1
     try:
         yield
     finally:
         _state.deferrals -= 1
-    check()
+    if check_after:
+        check()
 
 
 def release() -> None:

@@ -36,8 +36,8 @@ class Faults:
             raise ValueError(f"unknown fault {', '.join(unknown)}; known are {', '.join(NAMES)}")
         self._redis: Any = client
         self._counting = threading.Lock()
-        if at_start:
-            self._redis.hset(KEY, mapping={**at_start})
+        for name, members in at_start.items():
+            self._redis.hset(KEY, name, members)
 
     def strikes(self, name: str, statement: str = "") -> Mapping[str, Any] | None:
         """The fault's members if it is on and meant for this statement; that counts as one of its `times`."""

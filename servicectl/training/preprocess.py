@@ -21,6 +21,8 @@ from servicectl.training.parquet import Outline, numbers
 from servicectl.training.spec import TrainingSpec
 from servicectl.training.survey import Survey, feature_values
 
+_CACHED_ROWS = 4_096
+
 
 @dataclass(frozen=True)
 class Numbers:
@@ -57,14 +59,18 @@ class Preprocessing:
 
     def matrix(self, table: pa.Table, outline: Outline, into: NDArray[np.float32]) -> None:
         """Write the rows of a table into an array (rows, width), as the fitted transformer would."""
-        for place, feature in enumerate(self.numbers):
+        columns = []
+        for feature in self.numbers:
             values = numbers(table.column(feature.name))
             missing = np.isnan(values)
-            if missing.any():
-                values = np.where(missing, feature.fill, values)
-            centred = values - feature.mean
-            centred /= feature.scale
-            into[:, place] = centred
+            columns.append(np.where(missing, feature.fill, values) if missing.any() else values)
+        # A few thousand rows at a time: their part of the matrix stays in the processor's cache for all columns.
+        for start in range(0, len(table), _CACHED_ROWS):
+            rows = slice(start, start + _CACHED_ROWS)
+            for place, (feature, values) in enumerate(zip(self.numbers, columns, strict=True)):
+                centred = values[rows] - feature.mean
+                centred /= feature.scale
+                into[rows, place] = centred
         place = len(self.numbers)
         for category in (*self.coded, *self.text):
             position = category_positions(feature_values(table, category.name, outline), category)

@@ -54,6 +54,7 @@ _AHEAD_BLOCKS = 6
 _SURVEY_ROWS = 16_000_000  # between checkpoints of the survey, which are large
 _FIT_ROWS = 2_000_000  # between checkpoints of the fit
 _CURVE_POINTS = 200
+_LEAST_BETWEEN_SCORES = 16  # blocks
 _FEWEST_ROWS_LEARNT = 2_000_000
 
 
@@ -87,7 +88,9 @@ class Plan:
 
 
 @dataclass
-class _Fitting:
+class Fitting:
+    """Where the fit stands."""
+
     estimator: Any
     passed: int = 0
     pools: int = 0
@@ -105,7 +108,7 @@ def train_in_blocks(request: TrainRequest, estimate_mb: int) -> Trained:
     file = SnapshotFile(snapshot, spec)
     kept = Checkpoints(Path(request.checkpoints or folder / "checkpoints"), _identity(file, spec))
     plan = surveyed(file, kept)
-    fitting = _fitted(file, plan, kept)
+    fitting = fitted(file, plan, kept)
     model = dumps(_published(plan, fitting.estimator, spec))
     crash.point("training/model/before")
     outline, classes = plan.outline, plan.classes
@@ -198,31 +201,39 @@ def parquet_bytes(table: pa.Table) -> bytes:
     return bytes(buffer.getvalue())
 
 
-def _fitted(file: SnapshotFile, plan: Plan, kept: Checkpoints) -> _Fitting:
+def fitted(file: SnapshotFile, plan: Plan, kept: Checkpoints) -> Fitting:
     spec = file.spec
-    state: _Fitting | None = kept.read("fit")
+    state: Fitting | None = kept.read("fit")
     if state is None:
-        state = kept.saved("fit", _Fitting(_weighted(estimator_with_partial_fit(spec), plan)))
+        state = kept.saved("fit", Fitting(_weighted(estimator_with_partial_fit(spec), plan)))
     passes = passes_over(plan.outline.rows_trained, spec)
-    every_blocks = max(1, passes * math.ceil(plan.outline.rows_trained / BLOCK_ROWS) // _CURVE_POINTS)
+    every_blocks = max(
+        _LEAST_BETWEEN_SCORES, passes * math.ceil(plan.outline.rows_trained / BLOCK_ROWS) // _CURVE_POINTS
+    )
     keep_every = _pools_of(_FIT_ROWS, plan)
     patience = Patience(spec.serving_first)
     saves = 0
-    while state.passed < passes:
-        with Ahead(blocks_of_pass(file.path, spec, plan, state.passed, state.pools), _AHEAD_BLOCKS) as blocks:
-            for block in blocks:
-                patience.wait()
-                _learn(state, block, plan, spec, scored=state.blocks % every_blocks == 0 and state.blocks > 0)
-                if block.ends_pool:
-                    state.pools += 1
-                    if state.pools % keep_every == 0:
-                        state = kept.saved("fit", state)
-                        saves += 1
-                        crash.point(f"training/fit/{saves}")
-        state.passed, state.pools = state.passed + 1, 0
-        state = kept.saved("fit", state)
-        saves += 1
-        crash.point(f"training/fit/{saves}")
+    with warnings.catch_warnings(record=True) as caught, explained(spec, plan.outline.rows_trained):
+        warnings.simplefilter("always")
+        while state.passed < passes:
+            with Ahead(blocks_of_pass(file.path, spec, plan, state.passed, state.pools), _AHEAD_BLOCKS) as blocks:
+                for block in blocks:
+                    patience.wait()
+                    _learn(state, block, plan, scored=state.blocks % every_blocks == 0 and state.blocks > 0)
+                    if caught:
+                        told = [str(warning.message).split("\n")[0] for warning in caught]
+                        state.told = tuple(dict.fromkeys([*state.told, *told]))
+                        caught.clear()
+                    if block.ends_pool:
+                        state.pools += 1
+                        if state.pools % keep_every == 0:
+                            state = kept.saved("fit", state)
+                            saves += 1
+                            crash.point(f"training/fit/{saves}")
+            state.passed, state.pools = state.passed + 1, 0
+            state = kept.saved("fit", state)
+            saves += 1
+            crash.point(f"training/fit/{saves}")
     return state
 
 
@@ -231,51 +242,56 @@ def passes_over(rows: int, spec: TrainingSpec) -> int:
     return spec.passes or min(50, max(3, math.ceil(_FEWEST_ROWS_LEARNT / rows)))
 
 
-def _learn(state: _Fitting, block: Block, plan: Plan, spec: TrainingSpec, *, scored: bool) -> None:
-    with warnings.catch_warnings(record=True) as caught, explained(spec, plan.outline.rows_trained):
-        warnings.simplefilter("always")
-        if scored:
-            # On rows that are about to be learnt: in the first pass, rows never seen.
-            score = round(float(state.estimator.score(block.x, block.y)), 6)
-            state.curve.append(CurvePoint(state.passed + 1, state.rows, score if math.isfinite(score) else None))
-        if plan.classes is None:
-            state.estimator.partial_fit(block.x, block.y)
-        else:
-            state.estimator.partial_fit(block.x, block.y, classes=plan.classes.codes)
+def _learn(state: Fitting, block: Block, plan: Plan, *, scored: bool) -> None:
+    if scored:
+        # On rows that are about to be learnt: in the first pass, rows never seen.
+        score = round(float(state.estimator.score(block.x, block.y)), 6)
+        state.curve.append(CurvePoint(state.passed + 1, state.rows, score if math.isfinite(score) else None))
+    if plan.classes is None:
+        state.estimator.partial_fit(block.x, block.y)
+    else:
+        state.estimator.partial_fit(block.x, block.y, classes=plan.classes.codes)
     state.blocks += 1
     state.rows += len(block.y)
-    if caught:
-        state.told = tuple(dict.fromkeys([*state.told, *(str(one.message).split("\n")[0] for one in caught)]))
 
 
 def blocks_of_pass(path: Path, spec: TrainingSpec, plan: Plan, number: int, skipped: int = 0) -> Iterator[Block]:
     """The blocks of one pass, in an order that the seed and the pass decide; without its first `skipped` pools."""
     file = SnapshotFile(path, spec)  # of this thread
+    largest = max(sum(map(len, pool)) for pool in _pools(plan, spec, number))
+    space = np.empty(
+        (largest, plan.steps.width), dtype=np.float32
+    )  # fresh memory for each pool would cost as much again
     for position, pool in enumerate(_pools(plan, spec, number)):
         if position >= skipped:
-            yield from _blocks_of_pool(file, plan, pool, np.random.default_rng([spec.seed, number, position]))
+            yield from _blocks_of_pool(file, plan, pool, space, np.random.default_rng([spec.seed, number, position]))
 
 
 def _blocks_of_pool(
-    file: SnapshotFile, plan: Plan, pool: Sequence[Piece], chance: np.random.Generator
+    file: SnapshotFile, plan: Plan, pool: Sequence[Piece], space: NDArray[np.float32], chance: np.random.Generator
 ) -> Iterator[Block]:
+    """Each piece is shuffled by itself, where it still fits the cache; each block then takes a share of every piece."""
     spec = file.spec
-    rows = sum(map(len, pool))
-    x = np.empty((rows, plan.steps.width), dtype=np.float32)
-    labels: list[NDArray[Any]] = []
-    start = 0
+    shuffled: list[tuple[NDArray[np.float32], NDArray[Any]]] = []
     for piece in pool:
         table = file.table(piece, [*spec.features, spec.label])
-        plan.steps.matrix(table, plan.outline, x[start : start + len(piece)])
-        found = label_values(table, file)
-        labels.append(found if plan.classes is None else plan.classes.encode(found))
-        start += len(piece)
+        x = space[: len(piece)]
+        plan.steps.matrix(table, plan.outline, x)
+        labels = label_values(table, file)
+        y = labels if plan.classes is None else plan.classes.encode(labels)
+        order = chance.permutation(len(piece))
+        shuffled.append((x.take(order, axis=0), y[order]))
         del table
-    y = np.concatenate(labels)
-    order = chance.permutation(rows)
-    parts = np.array_split(order, math.ceil(rows / BLOCK_ROWS))
-    for number, part in enumerate(parts, 1):
-        yield Block(x[part], y[part], ends_pool=number == len(parts))
+    count = math.ceil(sum(map(len, pool)) / BLOCK_ROWS)
+    cuts = [np.arange(count + 1) * len(piece) // count for piece in pool]
+    for number in range(count):
+        shares = [slice(cut[number], cut[number + 1]) for cut in cuts]
+        parts = [(x[share], y[share]) for (x, y), share in zip(shuffled, shares, strict=True)]
+        yield Block(
+            np.concatenate([x for x, _ in parts]),
+            np.concatenate([y for _, y in parts]),
+            ends_pool=number == count - 1,
+        )
 
 
 def _pools(plan: Plan, spec: TrainingSpec, number: int) -> Iterator[list[Piece]]:

@@ -155,7 +155,7 @@ def test_nothing_is_removed_when_nothing_would_be_left(site: Site, published: Sa
     before = site.served()
     site.estate.sql(evidence)
     ended = site.run("--json", "sync-production")
-    assert ended.status == 0, ended
+    assert ended.status == 3, ended
     assert outcomes(ended.told) == [("sync-production", "no-production-models")]
     assert synced(ended.told)["removed"] == []
     assert "Churn" in ended.stderr

@@ -99,7 +99,7 @@ ATTACKS: dict[str, tuple[Callable[[Site, Path], None], str]] = {
     "everything rewritten and signed by a stranger": (signed_by_a_stranger, "not in [trust] public_keys"),
     "the model's files swapped": (only_the_model, "has the digest on record"),
     "model and manifest swapped": (only_model_and_manifest, "has the digest on record"),
-    "the pointer taken away": (without_its_pointer, "no signed pointer"),
+    "the pointer taken away": (without_its_pointer, "Model_Churn/ has "),
 }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,7 +45,9 @@ class Wire:
 
 
 @pytest.fixture(scope="session")
-def _served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RedisServer, HandlerPart]]:
+def _served(
+    tmp_path_factory: pytest.TempPathFactory, true_values: Callable[[], TrueValues]
+) -> Iterator[tuple[RedisServer, HandlerPart]]:
     folder = tmp_path_factory.mktemp("conformance")
     with redis_server(folder) as server, handler(server.url, folder, strict=True, batch_seconds=0.05) as part:
         yield server, part
@@ -94,9 +95,9 @@ class TrueValues:
     seen_later: int | None = None
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def true_values(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], TrueValues]]:
-    """Begun with the first test, waited for by the one that asks."""
+    """Begun with the first test that needs a handler, waited for by the one that asks."""
     told = TrueValues()
     threads = [
         threading.Thread(target=work, args=(tmp_path_factory.mktemp(work.__name__), told)) for work in (_frozen, _slow)
@@ -114,12 +115,15 @@ def true_values(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
 
 
 def _frozen(folder: Path, told: TrueValues) -> None:
-    with redis_server(folder) as server, handler(server.url, folder, strict=True, fault="frozen"):
-        with HandlerQueue(server.url) as queue:
-            try:
-                queue.ping()
-            except PartyUnavailable as silent:
-                told.silence = silent
+    with (
+        redis_server(folder) as server,
+        handler(server.url, folder, strict=True, fault="frozen"),
+        HandlerQueue(server.url) as queue,
+    ):
+        try:
+            queue.ping()
+        except PartyUnavailable as silent:
+            told.silence = silent
 
 
 def _slow(folder: Path, told: TrueValues) -> None:
@@ -147,15 +151,15 @@ _OUTCOMES = pytest.StashKey[dict[int, list[str]]]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "trap(number): shows that this trap of the estate's wire is answered")
-    config.stash[_OUTCOMES] = defaultdict(list)
+    config.stash[_OUTCOMES] = {}
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    report: Any = yield
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, Any]:
+    report = yield
     for mark in item.iter_markers("trap"):
         if report.when == "call" or report.outcome != "passed":
-            item.config.stash[_OUTCOMES][mark.args[0]].append(report.outcome)
+            item.config.stash[_OUTCOMES].setdefault(mark.args[0], []).append(report.outcome)
     return report
 
 

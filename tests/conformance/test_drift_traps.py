@@ -219,7 +219,7 @@ def test_trap_18_the_deadline_grows_with_models_and_features(watched_model: Wire
     waited = []
     for folder in ("one", "two"):
         with analyst(lambda: answer) as service_c:
-            analytics = AnalyticsConfig(service_c.address, deadline_base_s=10, deadline_per_feature_s=100)
+            analytics = AnalyticsConfig(address=service_c.address, deadline_base_s=10, deadline_per_feature_s=100)
             world = world_on(watched_model, tmp_path / folder, tmp_path, analytics=analytics)
             drift_check.start(world)
             world.keys.close()
@@ -236,7 +236,7 @@ def test_trap_18_a_late_server_is_not_asked_again_and_the_job_can_be_resumed(
 ) -> None:
     with analyst(list) as service_c:
         service_c.free.clear()
-        analytics = AnalyticsConfig(service_c.address, deadline_base_s=0.3, deadline_per_feature_s=0.01)
+        analytics = AnalyticsConfig(address=service_c.address, deadline_base_s=0.3, deadline_per_feature_s=0.01)
         world = world_on(watched_model, tmp_path, tmp_path, analytics=analytics)
         (ran,) = drift_check.start(world)
         world.keys.close()

@@ -60,11 +60,14 @@ def test_trap_11_a_date_is_never_put_on_the_write_queue(wire: Wire) -> None:
 @trap(11)
 def test_trap_11_the_time_of_a_row_is_utc_although_the_handler_lives_elsewhere(tmp_path: Path) -> None:
     elsewhere = {"TZ": "America/Los_Angeles"}
-    with redis_server(tmp_path) as server, handler(server.url, tmp_path, strict=True, environment=elsewhere):
-        with HandlerQueue(server.url) as queue:
-            queue.run("INSERT INTO model_metadata (model_id, version) VALUES ('others', '1.0.0')")
-            (others,) = Registry(queue).rows("others")
-            ours = Registry(queue).insert_staging(replace(ROW, created_at=None))
+    with (
+        redis_server(tmp_path) as server,
+        handler(server.url, tmp_path, strict=True, environment=elsewhere),
+        HandlerQueue(server.url) as queue,
+    ):
+        queue.run("INSERT INTO model_metadata (model_id, version) VALUES ('others', '1.0.0')")
+        (others,) = Registry(queue).rows("others")
+        ours = Registry(queue).insert_staging(replace(ROW, created_at=None))
 
     now = datetime.now(UTC).replace(tzinfo=None)
     assert others.created_at is not None
@@ -167,7 +170,7 @@ def test_trap_12_a_new_row_is_neutral_until_one_statement_switches_all(wire: Wir
 )  # fmt: skip
 def test_trap_13_metadata_that_a_reader_would_refuse_is_not_written(wire: Wire, bad: dict[str, object]) -> None:
     with ServingKeys(wire.redis.url) as keys, pytest.raises(BadData):
-        keys.project(_projection(1, **bad))
+        keys.project(_projection(1, b"model", **bad))
     assert not wire.client.exists(metadata_key(ROW.model_id))
 
 

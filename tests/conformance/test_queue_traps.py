@@ -155,7 +155,9 @@ def test_trap_02_every_change_that_the_registry_sends_carries_its_deadline_and_a
 
 
 @trap(3)
-@pytest.mark.parametrize("value", ["'nan'::DOUBLE", "1.0::DOUBLE / 0", "DATE '10000-01-01'", "[{'deep': 'inf'::DOUBLE}]"])
+@pytest.mark.parametrize(
+    "value", ["'nan'::DOUBLE", "1.0::DOUBLE / 0", "DATE '10000-01-01'", "[{'deep': 'inf'::DOUBLE}]"]
+)
 def test_trap_03_an_empty_answer_is_an_error_of_its_own(wire: Wire, value: str) -> None:
     with pytest.raises(BadAnswer, match="NaN, infinite, or a date beyond 9999"):
         wire.queue.read(f"SELECT {value} AS bad")
@@ -417,7 +419,9 @@ def test_trap_09_any_names_come_back_as_they_went(wire: Wire, names: list[str]) 
 
 @trap(9)
 @_PROPERTY
-@given(name=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200))
+@given(
+    name=st.text(alphabet=st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=200)
+)
 def test_trap_09_any_name_can_name_a_column(wire: Wire, name: str) -> None:
     assert wire.queue.read(f"SELECT 1 AS {identifier(name)}") == [{name: 1}]
 
@@ -463,7 +467,8 @@ def test_trap_10_each_snapshot_has_a_file_name_of_its_own_and_one_that_is_not_he
 
 def _feature_rows(wire: Wire, name: str, values: list[str]) -> None:
     rows = ", ".join(
-        f"('e', {literal(name)}, {value}, TIMESTAMP '2026-01-0{number + 1}', NULL)" for number, value in enumerate(values)
+        f"('e', {literal(name)}, {value}, TIMESTAMP '2026-01-0{number + 1}', NULL)"
+        for number, value in enumerate(values)
     )
     wire.queue.run(f"INSERT INTO features_table VALUES {rows}")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -32,7 +34,9 @@ def test_a_new_version_is_staging_with_scores_of_null_and_of_zero_for_the_reader
     assert [feature["drift_score"] for feature in told["expected_features"]] == [0.0, 0.0]
 
 
-@pytest.mark.parametrize("scores", [{"income": 3.0}, {"age é": 0.1, "income": 1e-300, "tenure": 12.5}], ids=["one", "all"])
+@pytest.mark.parametrize(
+    "scores", [{"income": 3.0}, {"age é": 0.1, "income": 1e-300, "tenure": 12.5}], ids=["one", "all"]
+)
 def test_scores_change_what_is_named_and_keep_every_type(wire: Wire, scores: dict[str, float]) -> None:
     production(wire.registry, ROW)
     production(wire.registry, replace(ROW, model_id="Other"))
@@ -74,9 +78,7 @@ def test_of_two_first_publishes_one_wins(wire: Wire) -> None:
     versions = ["0.1.0", "0.1.1"]
     for version in versions:
         wire.registry.insert_staging(replace(ROW, version=version))
-    outcomes = side_by_side(
-        [lambda v=version: wire.registry.switch_production(ROW.model_id, v, None) for version in versions]  # type: ignore[misc]  # a default binds the loop's version
-    )
+    outcomes = side_by_side([partial(wire.registry.switch_production, ROW.model_id, v, None) for v in versions])
 
     winners = [version for version, outcome in zip(versions, outcomes, strict=True) if outcome is None]
     assert [row.version for row in wire.registry.production()] == winners
@@ -147,9 +149,9 @@ def test_twenty_publishers_and_drift_checks_leave_one_production_row_per_model_a
                 scored.append((model_id, current.version, name, score))
                 break
 
-    acts = [
-        *(lambda m=model_id, n=number: publisher(m, f"0.2.{n}") for model_id in models for number in range(4)),  # type: ignore[misc]  # defaults bind the loop's values
-        *(lambda m=model_id, n=name: checker(m, n) for model_id in models for name in names),  # type: ignore[misc]  # defaults bind the loop's values
+    acts: list[Callable[[], object]] = [
+        *(partial(publisher, model_id, f"0.2.{number}") for model_id in models for number in range(4)),
+        *(partial(checker, model_id, name) for model_id in models for name in names),
     ]
     assert len(acts) == 20
     assert side_by_side(acts) == [None] * 20
@@ -180,11 +182,10 @@ def test_redis_takes_the_higher_generation_when_a_drift_check_and_a_publish_meet
     with ServingKeys(wire.redis.url) as publisher, ServingKeys(wire.redis.url) as checker:
         publisher.project(projection(1))
         for generation in range(2, 30):
-            found: list[object] = []
             side_by_side(
                 [
-                    lambda g=generation: publisher.project(projection(g)),  # type: ignore[misc]  # a default binds the loop's value
-                    lambda g=generation: found.append(checker.update_drift_scores("Loan", g - 1, {"income": float(g)})),  # type: ignore[misc]  # a default binds the loop's value
+                    partial(publisher.project, projection(generation)),
+                    partial(checker.update_drift_scores, "Loan", generation - 1, {"income": float(generation)}),
                 ]
             )
             current = publisher.read("Loan")

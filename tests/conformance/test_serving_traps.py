@@ -77,9 +77,18 @@ def _product(path: Path, content: bytes) -> ProductFile:
 def _served(floored: Floor) -> None:
     """Put the trained model into production in Redis."""
     content = Path(floored.trained.model.path).read_bytes()
-    row = replace(ROW, status="production", expected_features=(Feature(0, "usage", "float"), Feature(1, "tenure", "float")))
+    row = replace(
+        ROW, status="production", expected_features=(Feature(0, "usage", "float"), Feature(1, "tenure", "float"))
+    )
     projection = Projection(
-        "Loan", 1, ROW.version, floored.trained.model.sha256, "Model_Loan/x.pkl", None, redis_metadata(row), {"pkl": content}
+        "Loan",
+        1,
+        ROW.version,
+        floored.trained.model.sha256,
+        "Model_Loan/x.pkl",
+        None,
+        redis_metadata(row),
+        {"pkl": content},
     )
     with ServingKeys(floored.redis.url) as keys:
         keys.project(projection)
@@ -131,7 +140,10 @@ def test_trap_21_a_service_b_with_other_numbers_is_noticed_before_anything_is_sw
     wire: Wire, floored: Floor, tmp_path: Path
 ) -> None:
     world = world_on(
-        replace(wire, redis=floored.redis), tmp_path, tmp_path, serving=ServingConfig(floored.serving, canary="require")
+        replace(wire, redis=floored.redis),
+        tmp_path,
+        tmp_path,
+        serving=ServingConfig(address=floored.serving, canary="require"),
     )
     other = [CanaryRow(row.features, 1 - row.prediction) for row in floored.servable.canary]
     try:
@@ -146,7 +158,10 @@ def test_trap_21_a_service_b_with_other_numbers_is_noticed_before_anything_is_sw
 @trap(21)
 def test_trap_21_a_model_that_service_b_cannot_open_is_noticed_too(wire: Wire, floored: Floor, tmp_path: Path) -> None:
     world = world_on(
-        replace(wire, redis=floored.redis), tmp_path, tmp_path, serving=ServingConfig(floored.serving, canary="require")
+        replace(wire, redis=floored.redis),
+        tmp_path,
+        tmp_path,
+        serving=ServingConfig(address=floored.serving, canary="require"),
     )
     candidate = _candidate(floored, tmp_path, floored.servable.canary)
     # As of a scikit-learn that Service B does not have.

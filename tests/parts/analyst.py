@@ -41,7 +41,9 @@ def analyst(answer: Callable[[], Answer]) -> Iterator[Analyst]:
 
     class Servicer(myservice_pb2_grpc.PythonWorkerServicer):
         def CalculateDrift(  # noqa: N802 -- the name on the wire
-            self, request: myservice_pb2.DriftRequest, context: grpc.ServicerContext
+            self,
+            request: myservice_pb2.DriftRequest,  # noqa: ARG002 -- its model_id is ignored, as by the real one
+            context: grpc.ServicerContext,
         ) -> myservice_pb2.DriftResponse:
             told.deadlines.append(context.time_remaining())
             told.free.wait(30)

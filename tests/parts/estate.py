@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -451,10 +450,6 @@ def second_candidate(request: pytest.FixtureRequest, estate: Estate, published: 
 
     found: Saved = _shared(request, "second candidate", make)
     return found
-
-
-def unused_name() -> str:
-    return uuid.uuid4().hex[:8]
 
 
 def env_without_servicectl() -> dict[str, str]:

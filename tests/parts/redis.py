@@ -49,9 +49,7 @@ def start_again(server: RedisServer, folder: Path) -> None:
 
 def _process(port: int, folder: Path) -> subprocess.Popen[bytes]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    return subprocess.Popen(
-        [program("redis-server"), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([program("redis-server"), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _wait(server: RedisServer) -> None:

@@ -15,6 +15,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _EXTENSION = re.compile(r"[A-Za-z0-9]{1,16}")
 _VERSIONED = re.compile(r"_(\d+\.\d+\.\d+)(?:-[0-9a-f]{12})?(?:\.manifest)?\.[A-Za-z0-9]+$")
+_HISTORY = re.compile(r"_\d{6,}(?:-[0-9a-f]{12})?\.history\.json$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _LONGEST_SEGMENT = 200  # bytes; leaves room within a file system's 255 for the suffix of a temporary name
 _LONGEST_NAME = 1024  # characters; a container's limit
@@ -78,6 +79,15 @@ def archived(location: str, model_id: str, version: str, sha256: str, ext: str) 
 def manifest(location: str, model_id: str, version: str) -> str:
     """The manifest beside a version: digests, metrics, snapshot, libraries."""
     return f"{_versioned_stem(location, model_id, version)}.manifest.json"
+
+
+def history(location: str, model_id: str, generation: int) -> str:
+    """Where the pointer of a generation is kept once another one has taken its place."""
+    return f"{checked_location(location)}Model_{_model_id(model_id)}_{generation:06d}.history.json"
+
+
+def is_history(name: str) -> bool:
+    return bool(_HISTORY.search(name))
 
 
 def is_production(name: str) -> bool:

@@ -7,9 +7,10 @@ not the version, fences. A json from before servicectl has no "servicectl" membe
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -24,7 +25,11 @@ _Text = Annotated[str, Meta(min_length=1)]
 
 @dataclass(frozen=True)
 class Pointer:
-    """`name` is the immutable blob; `sha256` and `size` (bytes) are its content's; `published_at` has a zone."""
+    """`name` is the immutable blob; `sha256` and `size` (bytes) are its content's; `published_at` has a zone.
+
+    `kind` says how this generation came to be. `withdrawn` maps each version that was taken back to its model's digest:
+    only an explicit command promotes it again.
+    """
 
     model_id: _Text
     generation: Annotated[int, Meta(ge=0)]
@@ -35,6 +40,8 @@ class Pointer:
     manifest_sha256: _Digest | None  # None: adopted from before servicectl, there is no manifest
     size: Annotated[int, Meta(ge=0)]
     published_at: Annotated[datetime, Meta(tz=True)]
+    kind: Literal["publish", "rollback", "undo", "adopt"] = "publish"
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
 
 
 def encode(pointer: Pointer, baseline: dict[str, Any]) -> bytes:

@@ -1,0 +1,271 @@
+"""The processes of `publish_race`: publishers that are killed, a reader that never rests, and today's way beside it.
+
+All are forked from the benchmark itself, which opens nothing of theirs, so that a killed publisher is back in milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from servicectl import log
+from servicectl.actions import history
+from servicectl.actions.kinds import PUBLISH, serving_scope
+from servicectl.actions.production import read_truth
+from servicectl.actions.retrain import publish_spec
+from servicectl.actions.world import World
+from servicectl.clock import SYSTEM
+from servicectl.config import ArtifactsConfig, Config, JobsConfig, RedisConfig, ServingConfig, StateConfig
+from servicectl.errors import ServicectlError
+from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.pointer import decode
+from servicectl.estate.artifacts.protocol import ArtifactStore, NoSuchBlob
+from servicectl.jobs.model import NewJob
+from servicectl.training.spec import canonical
+
+MODEL = "Race"
+FOLDER = f"Model_{MODEL}/"
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where one race is run. Digests of all candidates lie in `candidates`, so that any reader knows a whole body."""
+
+    folder: Path
+    redis_url: str
+    url: str
+    body_kb: int = 256
+
+    @property
+    def candidates(self) -> Path:
+        return self.folder / "candidates"
+
+    def world(self, installation: str) -> World:
+        """An installation of its own: nothing but the store's conditions keeps it from the others."""
+        return World(
+            Config(
+                state=StateConfig(folder=str(self.folder / installation)),
+                redis=RedisConfig(url=self.redis_url),
+                serving=ServingConfig(canary="off"),
+                artifacts=ArtifactsConfig(url=self.url),
+                jobs=JobsConfig(max_attempts=1_000_000, retry_base_s=0.001, retry_cap_s=0.01),
+            )
+        )
+
+
+def publisher(track: Track, installation: str) -> None:
+    """Finish what a killed one left, then publish one candidate after the other until somebody kills us."""
+    world = track.world(installation)
+    while True:
+        with suppress(ServicectlError):
+            world.runner.resume()
+            publish_once(track, world)
+
+
+def publish_once(track: Track, world: World) -> None:
+    truth = read_truth(world, MODEL, FOLDER)
+    job = NewJob(PUBLISH, serving_scope(MODEL), publish_spec(MODEL, "none", truth.generation, candidate(track)))
+    world.runner.run(world.runner.submit(job).job.job_id)
+
+
+def candidate(track: Track) -> dict[str, Any]:
+    """A new model in the form that retrain hands to publish. Its body tells a reader nothing; its digest does."""
+    body = pickle.dumps({"made": uuid.uuid4().hex, "weights": random.randbytes(track.body_kb << 10)})
+    digest = hashlib.sha256(body).hexdigest()
+    model, baseline = (
+        _product(track, f"{digest}.pkl", body),
+        _product(track, f"{digest}.json", canonical({"of": digest})),
+    )
+    (track.candidates / digest).touch()
+    described = {
+        "schema": 1,
+        "model_id": MODEL,
+        "features": [{"index": 0, "name": "x", "type": "float"}],
+        "model": {"sha256": digest, "bytes": len(body)},
+        "baseline": {"sha256": baseline["sha256"], "bytes": baseline["bytes"]},
+        "libraries": {},
+        "created_at": SYSTEM.now().isoformat(),
+    }
+    manifest = _product(track, f"{digest}.manifest.json", canonical(described))
+    return {"model": model, "baseline": baseline, "manifest": manifest, "canary": baseline}
+
+
+def _product(track: Track, name: str, content: bytes) -> dict[str, Any]:
+    path = track.folder / "made" / name
+    path.write_bytes(content)
+    return {"path": str(path), "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def reader(track: Track, report: Path) -> None:
+    """Look at production without a pause; every look and every violation is a line in the report."""
+    store = track.world("reader").artifacts
+    newest, is_there = 0, False
+    with report.open("a", buffering=1) as out:
+        while True:
+            violations: list[str] = []
+            try:
+                generation = _look(track, store, violations)
+            except ServicectlError as error:
+                # A party that is away is not a broken promise; anything else is.
+                if error.retryable:
+                    continue
+                generation = None
+                violations.append(f"{type(error).__name__}: {error}")
+            if generation is None and is_there and not violations:
+                violations.append("no pointer")
+            if generation is not None:
+                if generation < newest:
+                    violations.append(f"generation {generation} after {newest}")
+                newest, is_there = max(newest, generation), True
+            out.write(json.dumps({"generation": generation, "violations": violations}) + "\n")
+
+
+def _look(track: Track, store: ArtifactStore, violations: list[str]) -> int | None:
+    try:
+        content = store.read(names.production(FOLDER, MODEL, "json"))[0]
+    except NoSuchBlob:
+        return None
+    pointer, _ = decode(content)
+    assert pointer is not None
+    if hashlib.sha256(store.read(pointer.name)[0]).hexdigest() != pointer.sha256:
+        violations.append(f"{pointer.name} does not have the pointer's digest")
+    body = hashlib.sha256(store.read(names.production(FOLDER, MODEL, "pkl"))[0]).hexdigest()
+    if not (track.candidates / body).exists():
+        violations.append(f"the production body {body[:12]} is no candidate's")
+    return pointer.generation
+
+
+def converged(track: Track, installations: list[str]) -> Iterator[str]:
+    """After the race: let every installation finish, then tell each promise that does not hold."""
+    for name in installations:
+        track.world(name).runner.resume()
+    world = track.world("reader")
+    world.runner.run(
+        world.runner.submit(NewJob("sync-production", "sync-production", {"allow_remove": False})).job.job_id
+    )
+    truth = read_truth(world, MODEL, FOLDER)
+    assert truth.pointer is not None
+    past = history.pointers(world, truth, MODEL)
+    if [one.generation for one in past] != list(range(1, truth.generation + 1)):
+        yield f"the history has {len(past)} of {truth.generation} generations"
+    if len({one.version for one in past}) != len(past):
+        yield "a version number was given twice"
+    for one in past:
+        if hashlib.sha256(world.artifacts.read(one.name)[0]).hexdigest() != one.sha256:
+            yield f"the archive of {one.version} is lost"
+    rows = [row.version for row in world.registry.rows(MODEL) if row.status == "production"]
+    served = world.keys.read(MODEL)
+    if rows != [truth.pointer.version]:
+        yield f"the registry has {rows}, the pointer {truth.pointer.version}"
+    if served is None or (served.generation, served.artifact_sha256) != (truth.generation, truth.pointer.sha256):
+        yield "Redis is not the pointer's"
+
+
+def naive_publisher(track: Track) -> None:
+    """Copy the old one away, delete it, upload the new one and its description: how the estate does it today."""
+    put, copy, delete = _plain(track)
+    name = f"{FOLDER}Model_{MODEL}_Production"
+    while True:
+        body = random.randbytes(track.body_kb << 10)
+        with suppress(FileNotFoundError):
+            copy(f"{name}.pkl", f"{FOLDER}Model_{MODEL}_{random.randrange(10**6)}.pkl")
+            delete(f"{name}.pkl")
+            delete(f"{name}.json")
+        put(f"{name}.pkl", body)
+        put(f"{name}.json", msgspec.json.encode({"sha256": hashlib.sha256(body).hexdigest()}))
+
+
+def naive_reader(track: Track, report: Path) -> None:
+    store = track.world("reader").artifacts
+    name, is_there = f"{FOLDER}Model_{MODEL}_Production", False
+    with report.open("a", buffering=1) as out:
+        while True:
+            violations = []
+            try:
+                body = store.read(f"{name}.pkl")[0]
+                is_there = True
+                told = msgspec.json.decode(store.read(f"{name}.json")[0])
+                if hashlib.sha256(body).hexdigest() != told["sha256"]:
+                    violations.append("body and description differ")
+            except NoSuchBlob:
+                violations += ["missing"] if is_there else []
+            except ServicectlError as error:
+                if error.retryable:
+                    continue
+                violations.append(str(error))
+            except (msgspec.MsgspecError, KeyError):
+                violations.append("half a description")
+            out.write(json.dumps({"generation": None, "violations": violations}) + "\n")
+
+
+Put = Callable[[str, bytes], None]
+
+
+def _plain(track: Track) -> tuple[Put, Callable[[str, str], None], Callable[[str], None]]:
+    """Unconditional writes, as any script does them."""
+    if track.url.startswith("azure://"):
+        from azure.core.exceptions import ResourceNotFoundError
+        from azure.storage.blob import BlobServiceClient
+
+        service = BlobServiceClient.from_connection_string(os.environ["AZURE_STORAGE_CONNECTION_STRING"])
+        container = service.get_container_client(track.url.removeprefix("azure://"))
+
+        def copy(source: str, to: str) -> None:
+            try:
+                container.upload_blob(to, container.download_blob(source).readall(), overwrite=True)
+            except ResourceNotFoundError:
+                raise FileNotFoundError(source) from None
+
+        def delete(name: str) -> None:
+            with suppress(ResourceNotFoundError):
+                container.delete_blob(name)
+
+        return lambda name, body: container.upload_blob(name, body, overwrite=True), copy, delete
+    root = Path(track.url.removeprefix("file://"))
+
+    def put(name: str, body: bytes) -> None:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(body)
+
+    return put, lambda source, to: put(to, (root / source).read_bytes()), lambda name: (root / name).unlink()
+
+
+def forked(work: Callable[[], None]) -> int:
+    """A child that does this work and nothing of ours; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        random.seed()
+        log.set_verbosity(log.Level.ALERT)
+        work()
+        status = 0
+    except BaseException:  # noqa: BLE001 -- a child must never go on as a second benchmark
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def wait_for(ready: Callable[[], bool], seconds: float) -> bool:
+    limit = time.monotonic() + seconds
+    while not ready():
+        if time.monotonic() > limit:
+            return False
+        time.sleep(0.02)
+    return True

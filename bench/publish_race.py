@@ -1,0 +1,211 @@
+"""Publishers of one model, killed at random, with a reader that never rests: 0 moments without a whole, right model.
+
+Two and then five publishers, each an installation of its own (own job store, so that no lock of ours keeps them apart),
+against a local folder and against Azurite; registry (the miniature handler) and Redis are real processes. `publishes` counts
+generations, `kills` SIGKILLs of publishers, `reads` the reader's looks. `violations`: no pointer, a wrong or cut body, a
+generation that fell, a lost archive, a version given twice, stores that do not converge. `naive_violations` is what the
+same reader sees of copy, delete, upload under the same kills, for a tenth of the time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# What publishers need, imported once before they are forked.
+import azure.storage.blob
+import duckdb  # noqa: F401
+import redis  # noqa: F401
+
+import servicectl.actions.publish
+import servicectl.actions.sync_production
+import servicectl.estate.artifacts.azure
+import servicectl.estate.artifacts.local
+import servicectl.estate.registry
+import servicectl.estate.serving_keys  # noqa: F401
+from bench._race import MODEL, Track, converged, forked, naive_publisher, naive_reader, publisher, reader, wait_for
+from servicectl.miniature.estate import MiniatureEstate
+
+LIMITS = {"violations": 0.0}
+LEAST = {"publishes": 500.0, "kills": 300.0, "naive_violations": 1.0}
+
+_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # public, documented
+_AZURITE = Path(__file__).resolve().parents[1] / "node_modules/azurite/dist/src/blob/main.js"
+_LIFE_S = (0.05, 2.5)  # how long a publisher lives before it is killed
+_SECONDS = {False: 300.0, True: 20.0}
+
+
+def run(quick: bool) -> dict[str, float]:
+    """Figures of all races together. A violation is told on stderr."""
+    total: dict[str, float] = dict.fromkeys(("publishes", "kills", "reads", "violations", "naive_violations"), 0.0)
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="servicectl-race-", dir=memory if memory.is_dir() else None) as scratch:
+        estate = MiniatureEstate(Path(scratch) / "estate", batch_seconds=1.0)
+        estate.folder.mkdir()
+        with estate, _stores(Path(scratch)) as stores:
+            races = [(publishers, store) for publishers in (2, 5) for store in stores]
+            seconds = _SECONDS[quick] / len(races)
+            for publishers, store in races:
+                track = _track(Path(scratch), estate.redis_url, store())
+                figures = _race(track, publishers, seconds)
+                _forget(track)
+                naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, max(2.0, seconds / 10))
+                for name, value in (figures | {"naive_violations": naive}).items():
+                    total[name] += value
+                print(f"{publishers} publishers, {track.url}: {figures}, naive {naive:g}", file=sys.stderr)
+    return total
+
+
+def _race(track: Track, publishers: int, seconds: float) -> dict[str, float]:
+    report = track.folder / "report"
+    installations = [f"installation-{number}" for number in range(publishers)]
+    reading = forked(lambda: reader(track, report))
+
+    def start(name: str) -> int:
+        return forked(lambda: publisher(track, name))
+
+    kills = _storm(dict.fromkeys(installations, start), seconds)
+    _end(reading)
+    seen = _report(report)
+    at_the_end = track.folder / "converged"
+
+    def examine() -> None:
+        at_the_end.write_text(json.dumps(list(converged(track, installations))))
+
+    _, status = os.waitpid(forked(examine), 0)
+    failed = json.loads(at_the_end.read_text()) if status == 0 else ["the end could not be examined"]
+    broken = [text for one in seen for text in one["violations"]] + failed
+    for text in broken[:20]:
+        print(f"violation: {text}", file=sys.stderr)
+    generations = [one["generation"] for one in seen if one["generation"] is not None]
+    return {
+        "publishes": float(max(generations, default=0)),
+        "kills": float(kills),
+        "reads": float(len(seen)),
+        "violations": float(len(broken)),
+    }
+
+
+def _naive(track: Track, publishers: int, seconds: float) -> float:
+    report = track.folder / "report"
+    reading = forked(lambda: naive_reader(track, report))
+
+    def start(_name: str) -> int:
+        return forked(lambda: naive_publisher(track))
+
+    _storm({str(number): start for number in range(publishers)}, seconds)
+    _end(reading)
+    return float(sum(1 for one in _report(report) if one["violations"]))
+
+
+def _storm(starts: dict[str, Callable[[str], int]], seconds: float) -> int:
+    """Run one process per name, kill each at random and start it again, for so long; the number of kills."""
+    limit, kills = time.monotonic() + seconds, 0
+    alive = {name: (start(name), time.monotonic() + _life()) for name, start in starts.items()}
+    while time.monotonic() < limit:
+        for name, (pid, until) in alive.items():
+            ended, _ = os.waitpid(pid, os.WNOHANG)
+            if not ended and time.monotonic() >= until:
+                _end(pid)
+                kills += 1
+                ended = pid
+            if ended:
+                alive[name] = (starts[name](name), time.monotonic() + _life())
+        time.sleep(0.01)
+    for pid, _ in alive.values():
+        _end(pid)
+    return kills
+
+
+def _life() -> float:
+    return random.uniform(*_LIFE_S)
+
+
+def _end(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+def _report(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _track(scratch: Path, redis_url: str, url: str) -> Track:
+    folder = scratch / uuid.uuid4().hex[:8]
+    for name in ("candidates", "made"):
+        (folder / name).mkdir(parents=True)
+    return Track(folder, redis_url, url)
+
+
+def _forget(track: Track) -> None:
+    """Make room for the next race: registry rows, Redis keys and files of this one."""
+
+    def forget() -> None:
+        world = track.world("reader")
+        world.queue.run(f"DELETE FROM model_metadata WHERE model_id = '{MODEL}'")
+        world.keys.withdraw([MODEL])
+
+    os.waitpid(forked(forget), 0)
+    shutil.rmtree(track.folder)
+
+
+@contextmanager
+def _stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
+    """One function per store that is to be had; each call gives a new, empty one."""
+
+    def local() -> str:
+        return f"file://{scratch}/artifacts-{uuid.uuid4().hex[:8]}"
+
+    node = shutil.which("node")
+    if node is None or not _AZURITE.is_file():
+        print("Azurite is not installed (npm ci): the local store only", file=sys.stderr)
+        yield [local]
+        return
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = int(listener.getsockname()[1])
+    quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--inMemoryPersistence"]
+    server = subprocess.Popen(
+        [node, str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), *quiet], stdout=subprocess.DEVNULL
+    )
+    endpoint = f"http://127.0.0.1:{port}/devstoreaccount1"
+    connection = (
+        f"DefaultEndpointsProtocol=http;AccountName=devstoreaccount1;AccountKey={_KEY};BlobEndpoint={endpoint};"
+    )
+    os.environ["AZURE_STORAGE_CONNECTION_STRING"] = connection
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    def container() -> str:
+        name = f"race-{uuid.uuid4().hex[:8]}"
+
+        def create() -> None:
+            with azure.storage.blob.BlobServiceClient.from_connection_string(connection) as service:
+                service.create_container(name)
+
+        os.waitpid(forked(create), 0)
+        return f"azure://{name}"
+
+    try:
+        if not wait_for(answers, 30):
+            raise RuntimeError("Azurite did not start")
+        yield [local, container]
+    finally:
+        server.terminate()
+        server.wait()

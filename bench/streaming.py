@@ -1,0 +1,233 @@
+"""Training on more rows than memory holds, against the limit (fitting alone, rows already in memory) and scikit-learn.
+
+For each size a snapshot of 20 float features is written to a temporary folder (`--rows` for sizes of your own). Then,
+each in a process of its own, one after the other and the sizes interleaved:
+
+    blocks    servicectl's own training in blocks, checkpoints included: survey (statistics, sample), then the fit
+    limit     `partial_fit` alone over blocks of 16,384 prepared rows that are already in memory, as many as fit easily
+    memory    scikit-learn's usual way, up to 5 M rows: pandas.read_parquet, the same pipeline, `fit` of one pass
+
+`limit_ratio` is the least, over the sizes, of rows per second in the fitting pass over the limit's, both in float32;
+`rss_growth_ratio` is the peak memory of the largest size over that of the smallest. The survey is told apart, because
+it is done once however many passes follow. On a machine that others use, `by CPU time` says what the wall clock cannot:
+the slower of the two threads (fitting, reading ahead) by its own processor time, over the limit's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+MINIMUM = {"limit_ratio": 0.7}
+LIMITS = {"rss_growth_ratio": 1.2}
+FEATURES = tuple(f"f{number}" for number in range(20))
+_SIZES = (1_000_000, 5_000_000, 20_000_000, 50_000_000)
+_QUICK_SIZES = (500_000, 2_000_000)
+_LIMIT_ROWS = 2_000_000
+_MEMORY_MOST = 5_000_000
+
+
+def add_arguments(parser: argparse._ArgumentGroup) -> None:
+    parser.add_argument(
+        "--rows", type=int, action="append", help="a size to measure instead of 1, 5, 20 and 50 M; repeatable"
+    )
+    parser.add_argument("--folder", help="where snapshots are written (4.5 GB for 50 M rows)")
+
+
+def run(quick: bool, rows: list[int] | None = None, folder: str | None = None) -> dict[str, float]:
+    """Figures as measured. Raises CalledProcessError where a process fails."""
+    sizes = tuple(sorted(rows)) if rows else _QUICK_SIZES if quick else _SIZES
+    found: dict[tuple[int, str], list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory(prefix="servicectl-bench-", dir=folder) as scratch:
+        for size in sizes:
+            make(Path(scratch) / f"{size}.parquet", size)
+        for repeat in range(1 if quick else 2):
+            for size in sizes:
+                ways = ("limit", "blocks") if size > _MEMORY_MOST or repeat else ("limit", "blocks", "memory")
+                for way in ways:
+                    found.setdefault((size, way), []).append(_measured(way, Path(scratch) / f"{size}.parquet"))
+    table = _table(sizes, found)
+    _print(table)
+    return {
+        "limit_ratio": round(min(row["limit_ratio"] for row in table), 3),
+        "rss_growth_ratio": round(table[-1]["rss_mb"] / table[0]["rss_mb"], 3),
+    }
+
+
+def make(path: Path, rows: int) -> None:
+    """A snapshot as the handler writes it: in time order, float32 features, a label with noise."""
+    import duckdb
+
+    columns = ", ".join(
+        f"CAST((hash(i * 20 + {number}) % 2000003) / 500000.0 - 2 AS FLOAT) AS {name}"
+        for number, name in enumerate(FEATURES)
+    )
+    label = "CAST(f0 + f1 / 2 - f2 + (hash(i + 777) % 1000) / 500.0 - 1 > 0 AS INTEGER)"
+    with duckdb.connect(config={"threads": 2, "memory_limit": "1GB", "temp_directory": str(path.parent)}) as connection:
+        connection.execute(
+            "COPY (SELECT 'e' AS entity_id, TIMESTAMP '2020-01-01' + to_seconds(i) AS event_timestamp,"
+            f" {label} AS y, * EXCLUDE (i) FROM (SELECT i, {columns} FROM range({rows}) AS t(i)))"
+            f" TO '{path}' (FORMAT parquet, COMPRESSION snappy)"
+        )
+
+
+def spec(**changes: Any) -> Any:
+    from servicectl.training.spec import TrainingSpec
+
+    given: dict[str, Any] = {
+        "model_id": "Bench",
+        "label": "y",
+        "features": FEATURES,
+        "estimator": "sklearn.linear_model.SGDClassifier",
+        "training": "streaming",
+        "heldout_fraction": 0.02,
+        "passes": 1,
+    }
+    return TrainingSpec(**given | changes)
+
+
+def _measured(way: str, path: Path) -> dict[str, float]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench.streaming", way, str(path)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if finished.returncode:
+        sys.stderr.write(finished.stderr)
+        finished.check_returncode()
+    measured: dict[str, float] = json.loads(finished.stdout.splitlines()[-1])
+    return measured
+
+
+def _blocks(path: Path) -> dict[str, float]:
+    from servicectl.training import stream
+    from servicectl.training.checkpoint import Checkpoints
+    from servicectl.training.parquet import SnapshotFile
+
+    chosen = spec()
+    _warm(stream.estimator_with_partial_fit(chosen))
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        file, kept = SnapshotFile(path, chosen), Checkpoints(Path(folder), "bench")
+        started = time.perf_counter()
+        plan = stream.surveyed(file, kept)
+        surveyed, fit_cpu = time.perf_counter(), -time.thread_time()
+        fitting = stream.fitted(file, plan, kept)
+        ended, fit_cpu = time.perf_counter(), fit_cpu + time.thread_time()
+        ahead = -time.thread_time()
+        for _ in stream.blocks_of_pass(path, chosen, plan, 0):
+            pass
+        ahead += time.thread_time()
+    return {
+        "survey": fitting.rows / (surveyed - started),
+        "fit": fitting.rows / (ended - surveyed),
+        "fit_cpu": fitting.rows / fit_cpu,
+        "ahead_cpu": fitting.rows / ahead,
+    }
+
+
+def _warm(model: Any) -> None:
+    """What scikit-learn imports at the first fit is not to be measured."""
+    import numpy as np
+
+    model.partial_fit(np.eye(20, dtype=np.float32), np.arange(20) % 2, classes=[0, 1])
+
+
+def _limit(path: Path) -> dict[str, float]:
+    from itertools import islice
+
+    from servicectl.training import stream
+    from servicectl.training.checkpoint import Checkpoints
+    from servicectl.training.parquet import SnapshotFile
+
+    chosen = spec()
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        small = path.parent / "limit.parquet"
+        if not small.exists():
+            make(small, _LIMIT_ROWS)
+        plan = stream.surveyed(SnapshotFile(small, chosen), Checkpoints(Path(folder), "bench"))
+    blocks = list(islice(stream.blocks_of_pass(small, chosen, plan, 0), _LIMIT_ROWS // stream.BLOCK_ROWS))
+    model = stream.estimator_with_partial_fit(chosen)
+    assert plan.classes is not None
+    model.partial_fit(blocks[0].x, blocks[0].y, classes=plan.classes.codes)
+    rates, cpu = [], []
+    for _ in range(3):
+        started, worked = time.perf_counter(), time.thread_time()
+        for block in blocks:
+            model.partial_fit(block.x, block.y)
+        rows = sum(len(block.y) for block in blocks)
+        rates.append(rows / (time.perf_counter() - started))
+        cpu.append(rows / (time.thread_time() - worked))
+    return {"fit": median(rates), "fit_cpu": median(cpu)}
+
+
+def _memory(path: Path) -> dict[str, float]:
+    import duckdb
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import SGDClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    started = time.perf_counter()
+    frame = duckdb.sql(f"SELECT y, {', '.join(FEATURES)} FROM '{path}'").df()
+    pipeline = make_pipeline(SimpleImputer(strategy="median"), StandardScaler(), SGDClassifier(max_iter=1, tol=None))
+    pipeline.fit(frame[list(FEATURES)], frame["y"])
+    return {"fit": len(frame) / (time.perf_counter() - started)}
+
+
+def _table(sizes: tuple[int, ...], found: dict[tuple[int, str], list[dict[str, float]]]) -> list[dict[str, float]]:
+    rows = []
+    for size in sizes:
+        pairs = zip(found[size, "blocks"], found[size, "limit"], strict=True)
+        ratios = [(ours["fit"] / limit["fit"], ours, limit) for ours, limit in pairs]
+        row = {
+            "rows": float(size),
+            "limit_ratio": median(ratio for ratio, _, _ in ratios),
+            "with_survey": median(
+                1 / (1 / ours["survey"] + 1 / ours["fit"]) / limit["fit"] for _, ours, limit in ratios
+            ),
+            "alone": median(min(ours["fit_cpu"], ours["ahead_cpu"]) / limit["fit_cpu"] for _, ours, limit in ratios),
+            "survey": median(ours["survey"] for _, ours, _ in ratios),
+            "fit": median(ours["fit"] for _, ours, _ in ratios),
+            "limit": median(limit["fit"] for _, _, limit in ratios),
+            "rss_mb": median(ours["rss_mb"] for _, ours, _ in ratios),
+        }
+        if (size, "memory") in found:
+            in_memory = found[size, "memory"][0]
+            row |= {"memory": in_memory["fit"] / row["limit"], "memory_rss_mb": in_memory["rss_mb"]}
+        rows.append(row)
+    return rows
+
+
+def _print(table: list[dict[str, float]]) -> None:
+    heads = (
+        "rows",
+        "of the limit",
+        "by CPU time",
+        "with survey",
+        "survey/s",
+        "fit/s",
+        "limit/s",
+        "RSS MB",
+        "in memory",
+        "its RSS MB",
+    )
+    print("".join(f"{head:>14}" for head in heads), file=sys.stderr)
+    for row in table:
+        cells = [f"{row['rows']:,.0f}", f"{row['limit_ratio']:.2f}", f"{row['alone']:.2f}", f"{row['with_survey']:.2f}"]
+        cells += [f"{row[name] / 1e6:.2f} M" for name in ("survey", "fit", "limit")]
+        cells += [f"{row['rss_mb']:.0f}"]
+        cells += [f"{row['memory']:.2f}", f"{row['memory_rss_mb']:.0f}"] if "memory" in row else ["-", "-"]
+        print("".join(f"{cell:>14}" for cell in cells), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    measured = {"blocks": _blocks, "limit": _limit, "memory": _memory}[sys.argv[1]](Path(sys.argv[2]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(measured | {"rss_mb": peak}))
