@@ -12,7 +12,7 @@ import pickle
 import random
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +32,13 @@ from servicectl.errors import ServicectlError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import decode
 from servicectl.estate.artifacts.protocol import ArtifactStore, NoSuchBlob
-from servicectl.jobs.model import NewJob
+from servicectl.jobs.model import NewJob, State
+from servicectl.jobs.runner import Ran
 from servicectl.training.spec import canonical
 
 MODEL = "Race"
 FOLDER = f"Model_{MODEL}/"
+_PAUSE_S = 0.003  # between two looks: a reader that spins takes a core from those it watches
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Track:
     @property
     def candidates(self) -> Path:
         return self.folder / "candidates"
+
+    @property
+    def failures(self) -> Path:
+        """One line for each publish that neither was finished nor superseded nor waits."""
+        return self.folder / "failures"
 
     def world(self, installation: str) -> World:
         """An installation of its own: nothing but the store's conditions keeps it from the others."""
@@ -70,14 +77,35 @@ def publisher(track: Track, installation: str) -> None:
     world = track.world(installation)
     while True:
         with suppress(ServicectlError):
-            world.runner.resume()
+            _note(track, world.runner.resume())
             publish_once(track, world)
+
+
+def _note(track: Track, ran: Sequence[Ran]) -> None:
+    for one in ran:
+        if one.job.state is State.FAILED:
+            with track.failures.open("a") as out:
+                out.write(f"a publish failed: {' '.join(str(one.error).split())}\n")
+
+
+def modules_of_a_publish(track: Track) -> list[str]:
+    """What a publish imports, found by one in a child: imported before the fork, it costs no publisher its short life."""
+    told = track.folder / "modules"
+
+    def publish() -> None:
+        import sys
+
+        publish_once(track, track.world("first"))
+        told.write_text("\n".join(sys.modules))
+
+    os.waitpid(forked(publish), 0)
+    return told.read_text().splitlines()
 
 
 def publish_once(track: Track, world: World) -> None:
     truth = read_truth(world, MODEL, FOLDER)
     job = NewJob(PUBLISH, serving_scope(MODEL), publish_spec(MODEL, "none", truth.generation, candidate(track)))
-    world.runner.run(world.runner.submit(job).job.job_id)
+    _note(track, [world.runner.run(world.runner.submit(job).job.job_id)])
 
 
 def candidate(track: Track) -> dict[str, Any]:
@@ -114,6 +142,7 @@ def reader(track: Track, report: Path) -> None:
     newest, is_there = 0, False
     with report.open("a", buffering=1) as out:
         while True:
+            time.sleep(_PAUSE_S)
             violations: list[str] = []
             try:
                 generation = _look(track, store, violations)
@@ -156,7 +185,8 @@ def converged(track: Track, installations: list[str]) -> Iterator[str]:
         world.runner.submit(NewJob("sync-production", "sync-production", {"allow_remove": False})).job.job_id
     )
     truth = read_truth(world, MODEL, FOLDER)
-    assert truth.pointer is not None
+    if truth.pointer is None:
+        return  # killed before the first publish of all
     past = history.pointers(world, truth, MODEL)
     if [one.generation for one in past] != list(range(1, truth.generation + 1)):
         yield f"the history has {len(past)} of {truth.generation} generations"
@@ -192,6 +222,7 @@ def naive_reader(track: Track, report: Path) -> None:
     name, is_there = f"{FOLDER}Model_{MODEL}_Production", False
     with report.open("a", buffering=1) as out:
         while True:
+            time.sleep(_PAUSE_S)
             violations = []
             try:
                 body = store.read(f"{name}.pkl")[0]

@@ -106,7 +106,7 @@ def run(quick: bool) -> dict[str, float]:
 def _largest_difference(ours: object, theirs: object) -> float:
     assert isinstance(ours, dict)
     assert isinstance(theirs, dict)
-    return max(abs(a - b) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True))
+    return max(float(abs(a - b)) for name in theirs for a, b in zip(ours[name], theirs[name], strict=True))
 
 
 def _python(program: str, *arguments: str) -> str:

@@ -9,6 +9,7 @@ same reader sees of copy, delete, upload under the same kills, for a tenth of th
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -21,22 +22,23 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# What publishers need, imported once before they are forked.
-import azure.storage.blob
-import duckdb  # noqa: F401
-import redis  # noqa: F401
-
-import servicectl.actions.publish
-import servicectl.actions.sync_production
-import servicectl.estate.artifacts.azure
-import servicectl.estate.artifacts.local
-import servicectl.estate.registry
-import servicectl.estate.serving_keys  # noqa: F401
-from bench._race import MODEL, Track, converged, forked, naive_publisher, naive_reader, publisher, reader, wait_for
+from bench._race import (
+    MODEL,
+    Track,
+    converged,
+    forked,
+    modules_of_a_publish,
+    naive_publisher,
+    naive_reader,
+    publish_once,
+    publisher,
+    reader,
+    wait_for,
+)
 from servicectl.miniature.estate import MiniatureEstate
 
 LIMITS = {"violations": 0.0}
@@ -44,8 +46,9 @@ LEAST = {"publishes": 500.0, "kills": 300.0, "naive_violations": 1.0}
 
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # public, documented
 _AZURITE = Path(__file__).resolve().parents[1] / "node_modules/azurite/dist/src/blob/main.js"
-_LIFE_S = (0.05, 2.5)  # how long a publisher lives before it is killed
-_SECONDS = {False: 300.0, True: 20.0}
+_LIVES = (0.02, 6.0)  # how long a publisher lives before it is killed, in publishes of this machine as it is now
+_SECONDS = {False: 300.0, True: 20.0}  # of all races together
+_LONGEST = {False: 4.0, True: 1.0}  # times as long at most, where a busy machine has not come to LEAST by then
 
 
 def run(quick: bool) -> dict[str, float]:
@@ -55,12 +58,19 @@ def run(quick: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="servicectl-race-", dir=memory if memory.is_dir() else None) as scratch:
         estate = MiniatureEstate(Path(scratch) / "estate", batch_seconds=1.0)
         estate.folder.mkdir()
-        with estate, _stores(Path(scratch)) as stores:
-            races = [(publishers, store) for publishers in (2, 5) for store in stores]
+        with estate, stores(Path(scratch)) as places:
+            races = [(publishers, store) for publishers in (2, 5) for store in places]
             seconds = _SECONDS[quick] / len(races)
+            for store in places:
+                track = _track(Path(scratch), estate.redis_url, store())
+                for name in modules_of_a_publish(track):
+                    with suppress(ImportError):
+                        importlib.import_module(name)
+                _forget(track)
+            enough = {name: least / len(races) for name, least in LEAST.items()}
             for publishers, store in races:
                 track = _track(Path(scratch), estate.redis_url, store())
-                figures = _race(track, publishers, seconds)
+                figures = _race(track, publishers, seconds, seconds * _LONGEST[quick], enough)
                 _forget(track)
                 naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, max(2.0, seconds / 10))
                 for name, value in (figures | {"naive_violations": naive}).items():
@@ -69,7 +79,8 @@ def run(quick: bool) -> dict[str, float]:
     return total
 
 
-def _race(track: Track, publishers: int, seconds: float) -> dict[str, float]:
+def _race(track: Track, publishers: int, seconds: float, longest: float, enough: dict[str, float]) -> dict[str, float]:
+    one_publish = _seconds_of_a_publish(track)
     report = track.folder / "report"
     installations = [f"installation-{number}" for number in range(publishers)]
     reading = forked(lambda: reader(track, report))
@@ -77,7 +88,11 @@ def _race(track: Track, publishers: int, seconds: float) -> dict[str, float]:
     def start(name: str) -> int:
         return forked(lambda: publisher(track, name))
 
-    kills = _storm(dict.fromkeys(installations, start), seconds)
+    def is_over(elapsed: float, kills: int) -> bool:
+        reached = kills >= enough["kills"] and _newest(report) >= enough["publishes"]
+        return elapsed > (seconds if reached else longest)
+
+    kills = _storm(dict.fromkeys(installations, start), is_over, one_publish)
     _end(reading)
     seen = _report(report)
     at_the_end = track.folder / "converged"
@@ -87,6 +102,7 @@ def _race(track: Track, publishers: int, seconds: float) -> dict[str, float]:
 
     _, status = os.waitpid(forked(examine), 0)
     failed = json.loads(at_the_end.read_text()) if status == 0 else ["the end could not be examined"]
+    failed += track.failures.read_text().splitlines() if track.failures.exists() else []
     broken = [text for one in seen for text in one["violations"]] + failed
     for text in broken[:20]:
         print(f"violation: {text}", file=sys.stderr)
@@ -106,16 +122,20 @@ def _naive(track: Track, publishers: int, seconds: float) -> float:
     def start(_name: str) -> int:
         return forked(lambda: naive_publisher(track))
 
-    _storm({str(number): start for number in range(publishers)}, seconds)
+    _storm({str(number): start for number in range(publishers)}, lambda elapsed, _: elapsed > seconds, 0.3)
     _end(reading)
     return float(sum(1 for one in _report(report) if one["violations"]))
 
 
-def _storm(starts: dict[str, Callable[[str], int]], seconds: float) -> int:
-    """Run one process per name, kill each at random and start it again, for so long; the number of kills."""
-    limit, kills = time.monotonic() + seconds, 0
-    alive = {name: (start(name), time.monotonic() + _life()) for name, start in starts.items()}
-    while time.monotonic() < limit:
+def _storm(starts: dict[str, Callable[[str], int]], is_over: Callable[[float, int], bool], one_publish: float) -> int:
+    """Run one process per name, kill each at random and start it again, until it is over; the number of kills."""
+    began, kills = time.monotonic(), 0
+
+    def life() -> float:
+        return time.monotonic() + random.uniform(*_LIVES) * one_publish
+
+    alive = {name: (start(name), life()) for name, start in starts.items()}
+    while not is_over(time.monotonic() - began, kills):
         for name, (pid, until) in alive.items():
             ended, _ = os.waitpid(pid, os.WNOHANG)
             if not ended and time.monotonic() >= until:
@@ -123,15 +143,28 @@ def _storm(starts: dict[str, Callable[[str], int]], seconds: float) -> int:
                 kills += 1
                 ended = pid
             if ended:
-                alive[name] = (starts[name](name), time.monotonic() + _life())
-        time.sleep(0.01)
+                alive[name] = (starts[name](name), life())
+        time.sleep(0.02)
     for pid, _ in alive.values():
         _end(pid)
     return kills
 
 
-def _life() -> float:
-    return random.uniform(*_LIFE_S)
+def _seconds_of_a_publish(track: Track) -> float:
+    """A first publish by an installation that takes no further part, from its process's start to its end."""
+    began = time.monotonic()
+    os.waitpid(forked(lambda: publish_once(track, track.world("first"))), 0)
+    return time.monotonic() - began
+
+
+def _newest(report: Path) -> int:
+    """The last generation that the reader saw."""
+    if not report.exists():
+        return 0
+    with report.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 400))
+        lines = file.read().splitlines()[1:-1]
+    return next((json.loads(line)["generation"] or 0 for line in reversed(lines) if line.endswith(b"}")), 0)
 
 
 def _end(pid: int) -> None:
@@ -156,7 +189,8 @@ def _forget(track: Track) -> None:
 
     def forget() -> None:
         world = track.world("reader")
-        world.queue.run(f"DELETE FROM model_metadata WHERE model_id = '{MODEL}'")
+        for table in ("model_metadata", "model_baselines"):
+            world.queue.run(f"DELETE FROM {table} WHERE model_id = '{MODEL}'")
         world.keys.withdraw([MODEL])
 
     os.waitpid(forked(forget), 0)
@@ -164,7 +198,7 @@ def _forget(track: Track) -> None:
 
 
 @contextmanager
-def _stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
+def stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
     """One function per store that is to be had; each call gives a new, empty one."""
 
     def local() -> str:
@@ -196,7 +230,9 @@ def _stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
         name = f"race-{uuid.uuid4().hex[:8]}"
 
         def create() -> None:
-            with azure.storage.blob.BlobServiceClient.from_connection_string(connection) as service:
+            from azure.storage.blob import BlobServiceClient
+
+            with BlobServiceClient.from_connection_string(connection) as service:
                 service.create_container(name)
 
         os.waitpid(forked(create), 0)

@@ -93,11 +93,25 @@ class DriftConfig(Struct, frozen=True, forbid_unknown_fields=True):
     training_minutes_per_day: Positive | None = None
 
 
+class AlarmConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where alarms go beside the journal. An address may hold a secret; what is a secret is never logged."""
+
+    reminder: str | None = None  # e.g. "1d": a CRITICAL that stands and was not acknowledged is told again
+    command: tuple[str, ...] = ()  # started once per alarm, with the alarm as JSON on stdin
+    webhook: str | None = None  # POST of the alarm as JSON
+    webhook_secret_file: str | None = None  # or $SERVICECTL_WEBHOOK_SECRET, or the systemd credential "webhook-secret"
+    apprise_urls_file: str | None = None  # or $SERVICECTL_APPRISE_URLS, or "apprise-urls"; one per line
+    timeout_s: Positive = 10.0
+
+
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     mode: Literal["judge", "always"] = "judge"
     alpha: Share = 0.05
     min_improvement: Annotated[float, Meta(ge=0)] = 0.0
     min_blocks: Annotated[int, Meta(ge=2)] = 15
+    slices: dict[str, str] = {}  # name -> condition on a feature; of the models that have it, none may get worse there
+    slice_margin: Annotated[float, Meta(ge=0)] = 0.02  # by more than this, in units of the main metric
+    max_predict_ms: Positive | None = None  # processor time of one prediction
 
 
 class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,7 +170,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     categorical: tuple[str, ...] = ()  # one-hot encoded; the others are numbers
     feature_types: dict[str, Literal["float", "int", "string"]] = {}  # as told to the gateway; default float
     metric: str | None = None  # unset: f1_macro / r2, by task
-    window: str | None = None  # e.g. "90d": only the newest rows
+    window: str | None = None  # e.g. "90d": only the newest rows; "auto": all, 60, 30 or 10 %, whichever does best
     training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits, else in blocks
     floors: dict[str, float] = {}  # metric -> least value for a first model, e.g. {f1_macro = 0.6}
     source: SourceConfig = SourceConfig()
@@ -171,6 +185,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     artifacts: ArtifactsConfig = ArtifactsConfig()
     trust: TrustConfig = TrustConfig()
     drift: DriftConfig = DriftConfig()
+    alarms: AlarmConfig = AlarmConfig()
     gate: GateConfig = GateConfig()
     training: TrainingConfig = TrainingConfig()
     jobs: JobsConfig = JobsConfig()

@@ -72,7 +72,13 @@ CREATE TABLE events (
 );
 CREATE TABLE alarms (
     alarm_id UUID PRIMARY KEY, model_id VARCHAR NOT NULL, feature VARCHAR NOT NULL, change VARCHAR NOT NULL,
-    verdict VARCHAR NOT NULL, text VARCHAR NOT NULL, job_id UUID, raised_at TIMESTAMP NOT NULL
+    verdict VARCHAR NOT NULL, text VARCHAR NOT NULL, job_id UUID, raised_at TIMESTAMP NOT NULL,
+    acknowledged_at TIMESTAMP, acknowledged_by VARCHAR
+);
+CREATE TABLE deliveries (               -- one row per alarm and sink that was tried
+    alarm_id UUID NOT NULL, sink VARCHAR NOT NULL, attempts INTEGER NOT NULL, tried_at TIMESTAMP NOT NULL,
+    delivered_at TIMESTAMP, error VARCHAR,
+    PRIMARY KEY (alarm_id, sink)
 );
 CREATE TABLE schema_info (version INTEGER NOT NULL);
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servicectl import log
+from servicectl.actions import drift_calibrate
 from servicectl.config import seconds
 from servicectl.drift.agreement import Agreement, agreements
 from servicectl.drift.comparison import Evidence
@@ -37,7 +38,8 @@ def settings(world: World) -> Settings:
     drift = world.config.drift
     stale = timedelta(seconds=seconds(drift.stale_after, "drift.stale_after")) if drift.stale_after else None
     analyst = "Service C" if world.config.analytics.source == "service-c" else "the builtin analytics"
-    return Settings(drift.min_rows, drift.effect_floor_psi, stale_after=stale, analyst=analyst)
+    cut_offs = {name: one.estate_psi for name, one in drift_calibrate.load(world).items()}
+    return Settings(drift.min_rows, drift.effect_floor_psi, psi_cut_offs=cut_offs, stale_after=stale, analyst=analyst)
 
 
 def rules(world: World) -> Rules:
@@ -49,6 +51,10 @@ def rules(world: World) -> Rules:
         effect_floor_ks=drift.effect_floor_ks,
         effect_floor_share=drift.effect_floor_share,
         parts_drifted=drift.parts_drifted,
+        cut_offs={
+            name: max(one.ks / drift.effect_floor_ks, one.share_change / drift.effect_floor_share)
+            for name, one in drift_calibrate.load(world).items()
+        },
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from servicectl import log
-from servicectl.actions import drift_analysts, governing, retrain
+from servicectl.actions import deliver_alarms, drift_analysts, governing, retrain
 from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN, serving_scope
 from servicectl.actions.production import read_truth
+from servicectl.clock import stored
+from servicectl.config import seconds
 from servicectl.drift.agreement import Agreement
+from servicectl.drift.alarm_changes import alarm_changes, reminders
 from servicectl.drift.comparison import Evidence
 from servicectl.drift.governor import Ruling
 from servicectl.drift.policy import (
@@ -25,7 +28,6 @@ from servicectl.drift.policy import (
     Findings,
     Verdict,
     affected,
-    alarm_changes,
     decide,
     summary,
 )
@@ -108,7 +110,8 @@ def run(world: World, context: JobContext) -> Result:
     changes = look.changes + governed.changes
     context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, changes), int)
     context.step("sound alarms", lambda: world.alarms.sound(changes), type(None))
-    return _result(world, look, governed)
+    undelivered = context.observe(lambda: deliver_alarms.deliver(world))
+    return _result(world, look, governed, undelivered)
 
 
 def _preflight(world: World) -> tuple[ModelRow, ...]:
@@ -158,6 +161,7 @@ def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look
     )
     told = summary(findings)
     changes = alarm_changes(previous, findings.decisions, unmeasured=standing.unmeasured)
+    changes += reminders(changes, findings.decisions, _due_for_reminder(world))
     return Look(
         decisions=findings.decisions,
         drifted=findings.drifted,
@@ -169,6 +173,17 @@ def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look
         not_measured=told.not_measured,
         evidence=_shown(findings, answered.evidence),
         agreements=answered.agreements,
+    )
+
+
+def _due_for_reminder(world: World) -> frozenset[tuple[str, str]]:
+    """Pairs whose last alarm was told too long ago and that nobody has acknowledged."""
+    if world.config.alarms.reminder is None:
+        return frozenset()
+    before = stored(world.clock.now()) - timedelta(seconds=seconds(world.config.alarms.reminder, "alarms.reminder"))
+    last = {(alarm.model_id, alarm.feature): alarm for alarm in reversed(world.alarms.newest(limit=100_000))}
+    return frozenset(
+        pair for pair, alarm in last.items() if alarm.raised_at <= before and alarm.acknowledged_at is None
     )
 
 
@@ -274,7 +289,7 @@ def _governed(world: World, look: Look) -> Governed:
     return Governed(told, governing.breaker_changes(told, world.alarms.standing().verdicts))
 
 
-def _result(world: World, look: Look, governed: Governed) -> Result:
+def _result(world: World, look: Look, governed: Governed, undelivered: int) -> Result:
     children: list[NewJob] = []
     not_configured: list[str] = []
     held_back = {ruling.model_id: ruling.reason for ruling in governed.rulings if not ruling.allowed}
@@ -290,6 +305,8 @@ def _result(world: World, look: Look, governed: Governed) -> Result:
                 log.notice(f"{model_id} drifted and is not retrained now: {held_back[model_id]}")
                 continue
             children.append(retrain.job(world, model_id, trigger="drift"))
+    if undelivered:
+        children.append(deliver_alarms.job(world))
     told: dict[str, Any] = {
         "decisions": [msgspec.to_builtins(decision) for decision in look.decisions],
         "retrain": {model_id: list(features) for model_id, features in look.retrain.items()},

@@ -26,17 +26,22 @@ BREAKER = "(breaker)"
 _REMEMBERED = 1000
 
 
-def rulings(world: World, wishes: Mapping[str, Sequence[str]]) -> tuple[Ruling, ...]:
+def rulings(world: World, wishes: Mapping[str, Sequence[str]], *, failures_count: bool = True) -> tuple[Ruling, ...]:
     """Given models with the features that drifted, who may be retrained now."""
     asked = [Wish(model_id, frozenset(features)) for model_id, features in wishes.items()]
-    told = govern(asked, _past(world), limits(world), world.clock.now().astimezone(UTC))
+    past = [job for job in _past(world) if failures_count or job.outcome not in ("failed", "cancelled")]
+    told = govern(asked, past, limits(world), world.clock.now().astimezone(UTC))
     return tuple(_only_the_same(world, ruling) if ruling.rule == "unfinished" else ruling for ruling in told)
 
 
 def require(world: World, model_id: str) -> None:
-    """For a caller from outside: return if this model may be retrained now. Raises Busy with the reason."""
-    [ruling] = rulings(world, {model_id: ()})
-    if not ruling.allowed:
+    """For a caller from outside: return if this model may be retrained now. Raises Busy with the reason.
+
+    What is unfinished is no reason here: submitting joins it, or is refused by its own rule. Nor is what failed or was
+    cancelled: a caller that asks again has seen that.
+    """
+    [ruling] = rulings(world, {model_id: ()}, failures_count=False)
+    if not ruling.allowed and ruling.rule != "unfinished":
         raise Busy(
             f"{model_id} is not retrained now: {ruling.reason}",
             cure=f"an operator's own `servicectl retrain {model_id}` does not wait",

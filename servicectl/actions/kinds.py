@@ -18,6 +18,7 @@ DRIFT_CHECK = "drift-check"
 RETRAIN = "retrain"
 PUBLISH = "publish"
 ADOPT = "adopt"
+DELIVER_ALARMS = "deliver-alarms"
 ROLLBACK = "rollback"
 
 _MODULES = {
@@ -26,6 +27,7 @@ _MODULES = {
     RETRAIN: "servicectl.actions.retrain",
     PUBLISH: "servicectl.actions.publish",
     ADOPT: "servicectl.actions.adopt",
+    DELIVER_ALARMS: "servicectl.actions.deliver_alarms",
     ROLLBACK: "servicectl.actions.rollback",
 }
 

@@ -21,6 +21,7 @@ from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
 from servicectl.training import floor
+from servicectl.training.conditions import slice_feature
 from servicectl.training.package import manifest
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import (
@@ -36,6 +37,9 @@ from servicectl.training.spec import (
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
+
+
+WINDOW_AUTO = "auto"
 
 
 class Champion(Struct, frozen=True):
@@ -77,7 +81,7 @@ def job(
 ) -> NewJob:
     """A retrain of one configured model; with `hold` its publish waits for `approve`. Raises UsageError for an unknown model, ConfigError for a bad window."""
     chosen = window or world.config.model(model_id).window
-    if chosen is not None:
+    if chosen not in (None, WINDOW_AUTO):
         seconds(chosen, "--window" if window else f"models.{model_id}.window")
     spec = {"model": model_id, "window": chosen, "publish": publish} | ({"hold": True} if hold else {})
     return NewJob(RETRAIN, retrain_scope(model_id), spec, trigger=trigger or world.trigger)
@@ -166,7 +170,8 @@ def training_spec(world: World, model_id: str, window: str | None) -> TrainingSp
         seed=training.seed,
         threads=training.threads,
         memory_mb=training.memory_mb,
-        window_s=seconds(window, "window") if window else None,
+        window_s=seconds(window, "window") if window and window != WINDOW_AUTO else None,
+        window_auto=window == WINDOW_AUTO,
         max_rows=training.max_rows,
         sample=training.sample,
         training=model.training,
@@ -186,6 +191,9 @@ def _plan(world: World, model_id: str, window: str | None) -> Plan:
             alpha=gate.alpha,
             min_improvement=gate.min_improvement,
             min_blocks=gate.min_blocks,
+            slices={name: text for name, text in gate.slices.items() if slice_feature(text) in spec.features},
+            slice_margin=gate.slice_margin,
+            max_predict_ms=gate.max_predict_ms,
             floors=model.floors,
         ),
         query=snapshot_query(spec, _source(model)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from servicectl import crash, log
-from servicectl.actions import retrain
+from servicectl.actions import governing, retrain
 from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN, SYNC_PRODUCTION
 from servicectl.clock import stored
 from servicectl.config import seconds
@@ -56,11 +56,14 @@ class Desk:
     def trigger(self, job_name: str, params: Mapping[str, str], request_id: str) -> tuple[Seen, bool]:
         """Given `retrain:MODEL`, `drift-check` or `sync-production`, the committed job and whether it is new.
 
-        Raises UsageError for a name, parameter or request id that is wrong, InTheWay beside a differing unfinished job.
+        Raises UsageError for a name, parameter or request id that is wrong, InTheWay beside a differing unfinished job,
+        Busy where the governor holds a retrain back.
         """
         if len(request_id) > _MAX_REQUEST_ID:
             raise UsageError(f"a request_id has at most {_MAX_REQUEST_ID} characters")
         new = self._named(job_name, params)
+        if new.kind == RETRAIN and not (request_id and self.world.runner.table.answered(RETRAIN, request_id)):
+            governing.require(self.world, str(new.spec["model"]))
         submitted = self._submit(replace(new, request_id=request_id or None))
         job = submitted.job
         asked = {key: value for key, value in new.spec.items() if key in params}

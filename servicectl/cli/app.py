@@ -8,10 +8,12 @@ import typer
 
 from servicectl import __version__
 from servicectl.cli import (
+    alarms,
     artifacts,
     demo,
     doctor,
     drift_check,
+    drift_history,
     init,
     jobs,
     listen,
@@ -60,5 +62,7 @@ for module in (sync_production, drift_check, retrain, publish, listen, doctor, i
     module.register(app)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(artifacts.app, name="artifacts")
+app.add_typer(alarms.app, name="alarms")
+app.add_typer(drift_history.app, name="drift")
 app.add_typer(trust.app, name="trust")
 app.add_typer(models.app, name="models")

@@ -6,7 +6,7 @@ import typer
 
 from servicectl.cli.common import epilog, session
 
-HELP = """Ask Service C for drift, judge its answer, write it down, and retrain what uses a drifted feature.
+HELP = """Measure drift (Service C or builtin), judge it, write it down, and retrain what uses a drifted feature.
 
 Scores go into model_metadata and Redis, every decision into drift_results, changes of state sound an alarm. What was
 asked and not answered is "not measured", never "no drift", and always ends in status 3."""
@@ -24,6 +24,19 @@ def register(app: typer.Typer) -> None:
 def drift_check(
     context: typer.Context,
     queue_only: Annotated[bool, typer.Option(help="Queue the retrains; `jobs resume` runs them.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Print the evidence, with a histogram of each drifted feature.")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Check nothing: measure how far each feature moves by itself, and store it."),
+    ] = False,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6, max=0.5, help="With --calibrate: the chance of any false alarm in one check. [drift] false_alarms"
+        ),
+    ] = None,
     detailed_exitcode: Annotated[bool, typer.Option(help="End in 10 when drift was found.")] = False,
 ) -> None:
     from servicectl.actions import drift_check as action
@@ -31,6 +44,20 @@ def drift_check(
     from servicectl.errors import ExitStatus
 
     at = session(context)
+    if calibrate:
+        from servicectl.actions.drift_calibrate import calibrate as measure
+        from servicectl.cli.drift_views import print_calibration
+
+        with at.working("drift-check --calibrate"):
+            found = measure(at.world, budget)
+        at.end({"calibration": found}, lambda: print_calibration(at.screen, found))
     with at.working("drift-check"):
         ran = action.start(at.world, queue_only=queue_only)
+    if explain and not at.as_json:
+        from servicectl.actions.drift_explain import evidence
+        from servicectl.cli.drift_views import print_evidence
+
+        for one in ran:
+            if one.job.kind == "drift-check" and one.job.result is not None:
+                print_evidence(at.screen, evidence(at.world, one.job.result))
     end_with(at, ran, detailed={"drift": ExitStatus.DRIFT_FOUND} if detailed_exitcode else None)

@@ -151,17 +151,6 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class AlarmChange:
-    """One thing to tell an operator, in one line of text."""
-
-    model_id: str
-    feature: str
-    kind: Literal["raised", "worse", "cleared", "not-measured", "measured-again"]
-    verdict: Verdict
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Summary:
     """A look in one word and its counts. `not_measured` counts NOT_MEASURED and QUARANTINE, whatever the outcome."""
 
@@ -228,37 +217,6 @@ def affected(findings: Findings, features_of: Mapping[str, tuple[str, ...]]) -> 
         for model_id, features in features_of.items()
     }
     return {model_id: features for model_id, features in bad.items() if features}
-
-
-def alarm_changes(
-    previous: Mapping[tuple[str, str], Verdict],
-    decisions: Iterable[Decision],
-    *,
-    unmeasured: frozenset[tuple[str, str]] = frozenset(),
-) -> tuple[AlarmChange, ...]:
-    """Given the verdict last told per (model, feature), NOT_MEASURED aside, and today's decisions, what is to be told.
-
-    `unmeasured` are the pairs last told to be NOT_MEASURED. The two are apart because a look that
-    measured nothing says nothing about drift: it neither raises nor clears an alarm, and the alarm that stands
-    must still be cleared by the look after it. It is an alarm of its own kind, told once and ended by
-    "measured-again".
-
-    "raised": from calm to WARNING, CRITICAL or QUARANTINE, and between broken data and drift; "worse": from
-    WARNING to CRITICAL or QUARANTINE; "cleared": back to PASS. CRITICAL to WARNING is not told: nothing is over.
-    """
-    changes: list[AlarmChange] = []
-    for decision in decisions:
-        pair = (decision.model_id, decision.feature)
-        if decision.verdict is Verdict.NOT_MEASURED:
-            if pair not in unmeasured:
-                changes.append(_change("not-measured", decision))
-            continue
-        before = previous.get(pair, Verdict.PASS)
-        if kind := _edge(Verdict.PASS if before is Verdict.NOT_MEASURED else before, decision.verdict):
-            changes.append(_change(kind, decision))
-        elif pair in unmeasured:
-            changes.append(_change("measured-again", decision))
-    return tuple(changes)
 
 
 def summary(findings: Findings) -> Summary:
@@ -433,27 +391,6 @@ def _has_newer(model: Asked, counted: FeatureRows | None, now: datetime | None) 
 def _in_the_future(moment: datetime, now: datetime | None) -> bool:
     # Written as a difference: year 9999 plus a day would overflow.
     return now is not None and _utc(moment) - _utc(now) > CLOCK_TOLERANCE
-
-
-def _edge(before: Verdict, after: Verdict) -> Literal["raised", "worse", "cleared"] | None:
-    match before, after:
-        case (a, b) if a is b:
-            return None
-        case (_, Verdict.PASS):
-            return "cleared"
-        case (Verdict.WARNING, Verdict.CRITICAL | Verdict.QUARANTINE):
-            return "worse"
-        case (Verdict.CRITICAL, Verdict.WARNING):
-            return None
-    return "raised"
-
-
-def _change(
-    kind: Literal["raised", "worse", "cleared", "not-measured", "measured-again"], decision: Decision
-) -> AlarmChange:
-    subject = f"feature {decision.feature} of {decision.model_id}" if decision.feature else decision.model_id
-    text = f"{decision.verdict} ({kind}): {subject} {decision.version}: {decision.reason}"
-    return AlarmChange(decision.model_id, decision.feature, kind, decision.verdict, text)
 
 
 def _finite(figure: float | None) -> float | None:

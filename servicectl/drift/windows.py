@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from servicectl.drift.comparison import Column
+from servicectl.drift.statistics import Numbers
 from servicectl.errors import BadAnswer
 from servicectl.sql import identifier, literal, literals
 
@@ -29,6 +30,7 @@ REFERENCE_FROM, REFERENCE_UNTIL, CURRENT_FROM = 0.5, 0.7, 0.95
 
 Side = Literal["reference", "current"]
 _SIDES: dict[Side, int] = {"reference": 0, "current": 1}
+_ONE_WINDOW = "WHERE feature_name = ? AND side = ?"
 _MEMORY = "256MB"
 
 
@@ -37,7 +39,16 @@ def windows_query(features: Sequence[str], table: str = "features_table") -> str
 
     Understood by DuckDB 1.1.3 and 2.0. Rows without a usable time (NULL, infinite, year 1) are left out.
     """
-    start, end, newest = (literal(share) for share in (REFERENCE_FROM, REFERENCE_UNTIL, CURRENT_FROM))
+    return _query(features, table, REFERENCE_FROM, REFERENCE_UNTIL)
+
+
+def history_query(features: Sequence[str], table: str = "features_table") -> str:
+    """As `windows_query`, with all rows before the current window as the reference."""
+    return _query(features, table, 0.0, CURRENT_FROM)
+
+
+def _query(features: Sequence[str], table: str, reference_from: float, reference_until: float) -> str:
+    start, end, newest = (literal(share) for share in (reference_from, reference_until, CURRENT_FROM))
     return f"""SELECT feature_name, side, moment, value FROM (
             SELECT feature_name, moment, value, place,
                 CASE WHEN place >= floor(all_rows * {newest}) THEN 1
@@ -83,7 +94,7 @@ class _Parquet:
             raise BadAnswer(f"{self.path} cannot be read: {str(error).splitlines()[0]}", cure="try again") from error
         return rows
 
-    def _numbers(self, sql: str, values: Sequence[object] = ()) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _numbers(self, sql: str, values: Sequence[object] = ()) -> Numbers:
         import duckdb
 
         try:
@@ -106,12 +117,14 @@ class WindowFile(_Parquet):
 
     def column(self, feature: str, side: Side) -> Column:
         """One window of one feature in order of time; no rows where the file has none."""
-        where = "WHERE feature_name = ? AND side = ?"
         asked = [feature, _SIDES[side]]
+        [(first, last)] = self._fetch(f"SELECT min(moment), max(moment) FROM {self._source} {_ONE_WINDOW}", asked)
+        return Column(self.numbers(feature, side), first, last)
+
+    def numbers(self, feature: str, side: Side) -> Numbers:
+        """The values of `column`, NaN for absent."""
         # No ORDER BY: the file is in this order, and one thread keeps it.
-        values = self._numbers(f"SELECT value FROM {self._source} {where}", asked)
-        [(first, last)] = self._fetch(f"SELECT min(moment), max(moment) FROM {self._source} {where}", asked)
-        return Column(values, first, last)
+        return self._numbers(f"SELECT value FROM {self._source} {_ONE_WINDOW}", [feature, _SIDES[side]])
 
 
 class SampleFile(_Parquet):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
+import random
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -21,15 +21,18 @@ from urllib.parse import urlsplit
 
 from servicectl.clock import SYSTEM, Clock
 from servicectl.errors import BadAnswer, BadData, Busy, ConfigError, OutcomeUnknown, PartyUnavailable, TryAgain
+from servicectl.estate import answers
+from servicectl.estate.answers import HANDLER as HANDLER
+from servicectl.estate.answers import READ_QUEUE as READ_QUEUE
+from servicectl.estate.answers import ConflictError, one_line
 from servicectl.sql import leading_words, literal
 
 if TYPE_CHECKING:
     from redis import Redis
 
-READ_QUEUE = "duckdb_read_queue"
 WRITE_QUEUE = "duckdb_write_queue"
 RESPONSE_PREFIX = "resp:servicectl:"
-HANDLER = "the DuckDB handler"
+LOCK_PREFIX = "servicectl:lock:"
 
 _CONNECT_S = 5.0
 _SOCKET_MARGIN_S = 5.0  # the socket must outlast a BLPOP, or an answer in flight is lost with the connection
@@ -39,7 +42,6 @@ _EXACT_INTEGERS = 2**53  # the write queue carries numbers as doubles
 
 # A failing statement after BEGIN poisons a pooled connection for every service; SET, ATTACH and ALTER outlive us.
 _NEVER_SENT = {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SET", "ATTACH", "DETACH", "USE", "ALTER"}
-_CONFLICT = re.compile(r"Conflict on (update|tuple deletion)|write-write conflict", re.IGNORECASE)
 _START_HANDLER = "start the handler, or see its log; `servicectl doctor` tells when it answers"
 
 Result = TypeVar("Result")
@@ -49,10 +51,6 @@ Result = TypeVar("Result")
 class _Request:
     key: str
     payload: bytes
-
-
-class _ConflictError(Exception):
-    """The handler undid the statement because another one changed the same rows at that moment."""
 
 
 class HandlerQueue:
@@ -110,7 +108,7 @@ class HandlerQueue:
         """
         limit = self._timeout_s if timeout_s is None else timeout_s
         rows = self._through_conflicts(lambda: self._run_once(_request(sql), limit))
-        return _count(rows) if rows else None
+        return answers.count(rows) if rows else None
 
     def change(self, build: Callable[[str], str], confirm: Callable[[], bool]) -> int:
         """Run one INSERT, UPDATE or DELETE that must not run later than its deadline.
@@ -121,6 +119,27 @@ class HandlerQueue:
         0 also when only `confirm` could tell. Conflicts with others' changes are retried.
         """
         return self._through_conflicts(lambda: self._change_once(build, confirm))
+
+    @contextmanager
+    def exclusively(self, name: str) -> Iterator[None]:
+        """Keep other clients from changing what `name` stands for until no statement of ours can run any more.
+
+        The engine undoes one of two conflicting changes, but DuckDB 1.1.3 leaves rows of the undone one locked until
+        it is restarted, when it had reached some of them before it met the conflict. So we never let ours conflict.
+        After a kill or an unknown outcome the lock expires by itself. Raises Busy if it is not free in `timeout_s`.
+        """
+        key, mine = LOCK_PREFIX + name, uuid.uuid4().hex
+        self._lock(key, mine)
+        settled = True
+        try:
+            yield
+        except OutcomeUnknown:
+            settled = False
+            raise
+        finally:
+            if settled:
+                with suppress(PartyUnavailable, BadAnswer):
+                    self._unlock(key, mine)
 
     def push_rows(self, table: str, rows: Sequence[Mapping[str, str | float | datetime | None]]) -> int:
         """Put rows on the write queue and return how many. They land some seconds later, unacknowledged.
@@ -147,6 +166,32 @@ class HandlerQueue:
                 ) from lost
         return len(entries)
 
+    def _lock(self, key: str, mine: str) -> None:
+        limit = self.clock.monotonic() + self._timeout_s
+        lasts_s = self._statement_deadline_s + self._clock_skew_s + 2 * self._timeout_s
+        while True:
+            with self._redis() as client:
+                if client.set(key, mine, nx=True, px=round(lasts_s * 1000)):
+                    return
+            if self.clock.monotonic() > limit:
+                raise Busy(
+                    f"somebody else has been changing the registry ({key}) for {self._timeout_s:g} s",
+                    cure=f"run the command again; what a killed one left is free after {lasts_s:g} s",
+                )
+            self.clock.sleep(random.uniform(0.005, 0.05))  # noqa: S311 -- waiters must not walk in step
+
+    def _unlock(self, key: str, mine: str) -> None:
+        from redis.exceptions import WatchError
+
+        with self._redis() as client, suppress(WatchError):
+            pipe: Any = client.pipeline()
+            with pipe:
+                pipe.watch(key)
+                if pipe.get(key) == mine.encode():
+                    pipe.multi()
+                    pipe.delete(key)
+                    pipe.execute()
+
     def _read_once(self, request: _Request) -> list[dict[str, Any]]:
         with self._forgotten(request):
             self._push(request)
@@ -156,7 +201,7 @@ class HandlerQueue:
                 answer = self._poll(request)
             if answer is None:
                 raise self._silent(self._timeout_s)
-            return _rows(answer)
+            return answers.rows(answer)
 
     def _run_once(self, request: _Request, limit: float) -> list[dict[str, Any]]:
         with self._forgotten(request):
@@ -165,7 +210,7 @@ class HandlerQueue:
                 raise OutcomeUnknown(
                     f"{HANDLER} took a statement and did not answer within {limit:g} s", cure=_START_HANDLER
                 )
-            return _rows(answer)
+            return answers.rows(answer)
 
     def _change_once(self, build: Callable[[str], str], confirm: Callable[[], bool]) -> int:
         deadline = self.clock.now().timestamp() + self._statement_deadline_s
@@ -175,7 +220,7 @@ class HandlerQueue:
             if answer is None:
                 answer = self._until_final(request, deadline)
             if answer is not None:
-                return _count(_rows(answer))
+                return answers.count(answers.rows(answer))
         try:
             done = confirm()
         except TryAgain as unreadable:
@@ -216,13 +261,13 @@ class HandlerQueue:
             raise OutcomeUnknown(f"Redis went away after a change was sent: {lost.message}", cure=lost.cure) from lost
 
     def _through_conflicts(self, attempt: Callable[[], Result]) -> Result:
-        with suppress(_ConflictError):
+        with suppress(ConflictError):
             return attempt()
         # Imported only now: conflicts are rare, and tenacity brings asyncio along.
         from tenacity import RetryError, Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
         retrying = Retrying(
-            retry=retry_if_exception_type(_ConflictError),
+            retry=retry_if_exception_type(ConflictError),
             stop=stop_after_attempt(_CONFLICT_ATTEMPTS),
             wait=wait_random_exponential(multiplier=0.02, max=1.0),
             sleep=self.clock.sleep,
@@ -232,7 +277,8 @@ class HandlerQueue:
         except RetryError as exhausted:
             raise Busy(
                 f"{HANDLER} refused a change {_CONFLICT_ATTEMPTS} times because others change the same rows",
-                cure="run the command again",
+                cure="run the command again; if nobody else is writing, restart the handler: DuckDB 1.1.3 can keep a row "
+                "locked after a conflict",
             ) from exhausted
 
     def _silent(self, seconds: float) -> PartyUnavailable:
@@ -298,10 +344,10 @@ class HandlerQueue:
             ) from refused
         except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.OutOfMemoryError) as lost:
             raise PartyUnavailable(
-                "Redis", f"{self._address}: {_one_line(str(lost))}", cure="start Redis, or correct redis.url"
+                "Redis", f"{self._address}: {one_line(str(lost))}", cure="start Redis, or correct redis.url"
             ) from lost
         except exceptions.RedisError as refused:
-            raise BadAnswer(f"Redis at {self._address} answered: {_one_line(str(refused))}") from refused
+            raise BadAnswer(f"Redis at {self._address} answered: {one_line(str(refused))}") from refused
 
 
 def _client(url: str, password: str | None, socket_timeout: float) -> Redis:
@@ -331,47 +377,6 @@ def _request(sql: str) -> _Request:
     return _Request(key, json.dumps({"query": sql, "response_key": key}).encode())
 
 
-def _rows(answer: bytes) -> list[dict[str, Any]]:
-    if not answer:
-        raise BadAnswer(
-            f"{HANDLER} answered with an empty text: a value of the result is NaN, infinite, or a date beyond 9999",
-            cure="find and correct that row; `WHERE NOT isfinite(column)` shows it",
-        )
-    try:
-        told = json.loads(answer)
-    except ValueError:
-        raise BadAnswer(f"{HANDLER} answered something that is not JSON: {answer[:80]!r}") from None
-    if not isinstance(told, dict):
-        raise BadAnswer(f"{HANDLER} answered something that is not an object: {answer[:80]!r}")
-    if told.get("error"):
-        raise _refusal(_one_line(str(told["error"])))
-    data = told.get("data")
-    if data is None:
-        return []
-    if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-        raise BadAnswer(f"{HANDLER} answered something that is not a list of rows: {answer[:80]!r}")
-    return data
-
-
-def _refusal(text: str) -> Exception:
-    if _CONFLICT.search(text):
-        return _ConflictError(text)
-    if "Current transaction is aborted" in text:
-        rollback = '{"query": "ROLLBACK", "response_key": "resp:operator"}'
-        return BadAnswer(
-            f"{HANDLER} refuses everything, because somebody left a broken transaction open in it: {text}",
-            cure=f"somebody must send ROLLBACK: redis-cli RPUSH {READ_QUEUE} '{rollback}'",
-        )
-    return BadAnswer(f"{HANDLER} refused a statement: {text}")
-
-
-def _count(rows: list[dict[str, Any]]) -> int:
-    match rows:
-        case [{"Count": int(count)}]:
-            return count
-    raise BadAnswer(f"{HANDLER} did not say how many rows it changed: {str(rows)[:80]}")
-
-
 def _writable(column: str, value: object) -> str | float | None:
     match value:
         case None:
@@ -387,10 +392,6 @@ def _writable(column: str, value: object) -> str | float | None:
         case float() if math.isfinite(value):
             return value
     raise BadData(f"{value!r} for column {column} cannot go through the write queue: the handler would lose the row")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _address(url: str) -> str:

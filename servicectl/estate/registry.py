@@ -7,6 +7,7 @@ it expects to find and by a deadline, and read back: run twice, late, or beside 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from servicectl.errors import BadAnswer, BadData, Superseded
@@ -56,6 +57,10 @@ class Registry(OwnTables):
                 f"feature {quoted[0]!r} of {row.model_id} has a quote in its name: Service C cannot ask for its rows",
                 cure="rename the feature",
             )
+        with self._exclusively(row.model_id):
+            return self._insert_staging(row)
+
+    def _insert_staging(self, row: ModelRow) -> ModelRow:
         wanted = replace(row, status=STAGING, created_at=row.created_at or self._queue.clock.now())
         of_version = _of_version(row.model_id, row.version)
         self._queue.change(
@@ -91,6 +96,10 @@ class Registry(OwnTables):
         happened already. Raises Superseded if another version is in production, and BadAnswer if the new version
         does not have exactly one row.
         """
+        with self._exclusively(model_id):
+            self._switch_production(model_id, version, expected_current)
+
+    def _switch_production(self, model_id: str, version: str, expected_current: str | None) -> None:
         in_production = f"model_id = {literal(model_id)} AND status = {literal(PRODUCTION)}"
         expected = (
             f"NOT EXISTS (SELECT 1 FROM model_metadata WHERE {in_production})"
@@ -98,13 +107,17 @@ class Registry(OwnTables):
             else f"EXISTS (SELECT 1 FROM model_metadata WHERE {in_production} AND version = {literal(expected_current)})"
         )
 
+        # Two first publishes meet in no production row; so they touch all of the model's, and conflict in the first.
+        touched = "TRUE" if expected_current is None else f"({in_production} OR version = {literal(version)})"
+
         def statement(in_time: str) -> str:
-            # expected_features is assigned to itself so that the engine replaces whole rows: a plain change of status
-            # beside a change of drift scores raises no conflict there, and leaves two rows in production.
+            # Where the lock fails (a Redis that lost it), expected_features assigned to itself makes the engine replace
+            # whole rows: a plain change of status beside a change of drift scores raises no conflict there, and leaves
+            # two rows in production.
             return f"""UPDATE model_metadata SET expected_features = expected_features, status = CASE
                     WHEN version = {literal(version)} THEN {literal(PRODUCTION)}
                     WHEN status = {literal(PRODUCTION)} THEN {literal(DEPRECATED)} ELSE status END
-                WHERE model_id = {literal(model_id)} AND {in_time} AND {expected}
+                WHERE model_id = {literal(model_id)} AND {touched} AND {in_time} AND {expected}
                 AND (SELECT count(*) FROM model_metadata WHERE {_of_version(model_id, version)}) = 1"""
 
         def current() -> list[str]:
@@ -134,8 +147,11 @@ class Registry(OwnTables):
         Raises BadData for a score that is not finite or a feature the model does not have, Superseded if that
         version is not in production.
         """
-        if not scores:
-            return
+        if scores:
+            with self._exclusively(model_id):
+                self._write_drift_scores(model_id, version, scores)
+
+    def _write_drift_scores(self, model_id: str, version: str, scores: Mapping[str, float]) -> None:
         of_row = f"{_of_version(model_id, version)} AND status = {literal(PRODUCTION)}"
         known = self._scores_of(of_row, model_id, version)
         if strangers := sorted(scores.keys() - known.keys()):
@@ -156,6 +172,18 @@ class Registry(OwnTables):
         self._queue.change(statement, written)
         if not written():
             raise BadAnswer(f"{HANDLER} did not store the drift scores of {model_id} {version}", cure=_CLOCKS)
+
+    def drop_staging(self, model_id: str, version: str) -> None:
+        """Delete the row of a version that never came into production. Returns also if there is none."""
+        of_version = f"{_of_version(model_id, version)} AND status = {literal(STAGING)}"
+        with self._exclusively(model_id):
+            self._queue.change(
+                lambda in_time: f"DELETE FROM model_metadata WHERE {of_version} AND {in_time}",
+                lambda: not self._select(of_version, None),
+            )
+
+    def _exclusively(self, model_id: str) -> AbstractContextManager[None]:
+        return self._queue.exclusively(f"registry:{model_id}")
 
     def _scores_of(self, of_row: str, model_id: str, version: str) -> dict[str, float | None]:
         found = self._select(of_row, None)

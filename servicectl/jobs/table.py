@@ -91,6 +91,11 @@ class JobTable:
         where, values = (UNFINISHED, []) if wanted is None else (f"{UNFINISHED} AND list_contains(?, scope)", [wanted])
         return self._select(where, values, "ORDER BY created_at, job_id")
 
+    def answered(self, kind: str, request_id: str) -> Job | None:
+        """The job that a request id was answered with, None for a new one."""
+        asked = "job_id = (SELECT job_id FROM requests WHERE kind = ? AND request_id = ?)"
+        return next(iter(self._select(asked, [kind, request_id])), None)
+
     def children(self, parent_id: str) -> list[Job]:
         return self._select("parent_id = ?", [parent_id], "ORDER BY created_at, job_id")
 

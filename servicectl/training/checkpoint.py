@@ -7,6 +7,7 @@ change (a cached array, the order of a set) is changed in every run alike, and a
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,15 @@ class Checkpoints:
 
     def saved(self, name: str, state: Any) -> Any:
         """Write a state and give back what was read again."""
-        content = pickle.dumps((self._identity, state), protocol=5)
+        # In one buffer and without slices: a survey is large, and its copies would be the peak of the whole training.
+        buffer = io.BytesIO(bytes(_DIGEST))
+        buffer.seek(_DIGEST)
+        pickle.dump((self._identity, state), buffer, protocol=5)
+        with buffer.getbuffer() as view:
+            view[:_DIGEST] = hashlib.sha256(view[_DIGEST:]).hexdigest().encode()
         crash.point(f"training/{name}/before")
-        write_atomically(self._path(name), hashlib.sha256(content).hexdigest().encode() + content)
+        write_atomically(self._path(name), buffer.getvalue())
+        del buffer, state
         crash.point(f"training/{name}/saved")
         return self.read(name)
 
@@ -39,7 +46,7 @@ class Checkpoints:
             stored = self._path(name).read_bytes()
         except FileNotFoundError:
             return None
-        digest, content = stored[:_DIGEST], stored[_DIGEST:]
+        digest, content = stored[:_DIGEST], memoryview(stored)[_DIGEST:]
         if hashlib.sha256(content).hexdigest().encode() != digest:
             log.warning(f"the checkpoint {self._path(name)} is damaged; training begins again from what is before it")
             return None

@@ -52,17 +52,41 @@ def compare(
 ) -> Evidence | None:
     """Bound a statistic over all rows. None where it is undefined on all rows or without one of the groups.
 
-    The widest of these counts: time blocks; time blocks joined in pairs, in case one block still resembles the next;
-    groups of entities, in case one entity resembles itself at other times.
+    The widest of these counts: time blocks; time blocks joined in twos and threes, in case one block still resembles
+    the next; groups of entities, in case one entity resembles itself at other times.
     """
     value = difference(np.ones(len(blocks), dtype=np.bool_))
     if value is None:
         return None
-    margins = [_margin(difference, groups, alpha) for groups in (blocks, blocks // 2, entities) if groups is not None]
+    margins = [
+        _margin(difference, groups, alpha)
+        for groups in (blocks, blocks // 2, blocks // 3, entities)
+        if groups is not None
+    ]
     known = [margin for margin in margins if margin is not None]
     if len(known) < len(margins):
         return None
     return Evidence(value, value - max(known), value + max(known))
+
+
+def more_rows(found: Evidence, least: float, rows: int) -> int | None:
+    """About how many further rows like these would let the lower bound pass `least`, if the difference stays as it is.
+
+    Bounds narrow with the square root of the rows. None: no number would, because the difference is no greater.
+    """
+    gain, margin = found.difference - least, found.difference - found.low
+    if gain <= 0 or not np.isfinite(margin):
+        return None
+    return max(1, int(np.ceil(rows * ((margin / gain) ** 2 - 1))))
+
+
+def spent(alpha: float, earlier: int) -> float:
+    """The error rate of the next comparison with one champion, after `earlier` ones that it survived.
+
+    alpha, alpha/3, alpha/6, ... = 2 alpha / (k (k + 1)): however many equal challengers come, the chance that any of
+    them is promoted stays below 2 alpha in all (Foster and Stine 2008 call such a series alpha spending).
+    """
+    return 2 * alpha / ((earlier + 1) * (earlier + 2))
 
 
 def _margin(statistic: Statistic, groups: NDArray[np.int64], alpha: float) -> float | None:

@@ -48,16 +48,18 @@ def train(request: TrainRequest) -> Trained:
     mode, needed_mb = choose(Path(request.snapshot), spec)
     if mode == "streaming":
         from servicectl.training.stream import train_in_blocks
+        from servicectl.training.window import refuse_in_blocks
 
+        refuse_in_blocks(spec)
         return train_in_blocks(request, needed_mb)
     parts = split(read(Path(request.snapshot), spec), spec)
-    rows = parts.training
-    coded = coded_labels(rows, spec)
-    pipeline = _pipeline(rows, spec)
-    told = _fit(pipeline, rows, coded, spec)
-    if coded.classes is not None:
-        setattr(pipeline, LABELS_ATTRIBUTE, coded.classes)
-    codes = None if coded.classes is None else {label_text(value): code for code, value in enumerate(coded.classes)}
+    rows, share, scores = parts.training, None, dict[str, float]()
+    if spec.window_auto:
+        from servicectl.training.window import choose_window, newest
+
+        choice = choose_window(rows, spec)
+        rows, share, scores = newest(rows, choice.share), choice.share, choice.scores
+    pipeline, told, codes = fitted_pipeline(rows, spec)
     model = written(folder / "model.pkl", pickle.dumps(pipeline, protocol=PICKLE_PROTOCOL))
     statistics = baseline(rows, spec, codes)
     return Trained(
@@ -72,9 +74,22 @@ def train(request: TrainRequest) -> Trained:
         estimator=spec.estimator_path,
         label_codes=codes,
         warnings=told,
+        window_share=share,
+        window_scores=scores,
         sample=written(folder / "sample.parquet", sample_of(Path(request.snapshot), rows, spec)),
         estimate_mb=needed_mb,
     )
+
+
+def fitted_pipeline(rows: Rows, spec: TrainingSpec) -> tuple[Any, tuple[str, ...], dict[str, int] | None]:
+    """The model as it is published, what scikit-learn warned of, and what a served number means (text labels)."""
+    coded = coded_labels(rows, spec)
+    pipeline = _pipeline(rows, spec)
+    told = _fit(pipeline, rows, coded, spec)
+    if coded.classes is None:
+        return pipeline, told, None
+    setattr(pipeline, LABELS_ATTRIBUTE, coded.classes)
+    return pipeline, told, {label_text(value): code for code, value in enumerate(coded.classes)}
 
 
 def coded_labels(rows: Rows, spec: TrainingSpec) -> CodedLabels:

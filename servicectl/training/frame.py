@@ -162,10 +162,14 @@ def sample_of(path: Path, rows: Rows, spec: TrainingSpec) -> bytes:
         connection.execute(
             f"COPY (SELECT {columns} FROM (SELECT {columns}, row_number() OVER () - 1 AS place FROM"
             f" read_parquet({literal(str(path))}) WHERE {identifier(spec.label)} IS NOT NULL"
-            f" AND {time} <= TIMESTAMP {literal(str(moment(rows.times[-1]).replace(tzinfo=None)))}) SEMI JOIN picked"
+            f" AND {time} >= TIMESTAMP {_instant(rows, 0)} AND {time} <= TIMESTAMP {_instant(rows, -1)}) SEMI JOIN picked"
             f" USING (place) ORDER BY place) TO {literal(str(target))} (FORMAT parquet, COMPRESSION zstd)"
         )
         return target.read_bytes()
+
+
+def _instant(rows: Rows, place: int) -> str:
+    return literal(str(moment(rows.times[place]).replace(tzinfo=None)))
 
 
 def describe(request: DescribeRequest) -> SnapshotFacts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from servicectl.training import evidence, pickles
 from servicectl.training.fit import coded_labels
@@ -29,6 +30,7 @@ from servicectl.training.metrics import (
     outputs,
 )
 from servicectl.training.mode import reads_in_blocks
+from servicectl.training.slices import chosen_rows, predict_ms
 from servicectl.training.spec import Decision, GateSpec, TrainingSpec, Verdict, naive, verified
 
 if TYPE_CHECKING:
@@ -99,7 +101,8 @@ def _decided(
 def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
     if base.blocks < gate.min_blocks:
         return "INCONCLUSIVE", (
-            f"{base.rows} unseen held-out rows make {base.blocks} time blocks; at least {gate.min_blocks} are needed"
+            f"{base.rows} unseen held-out rows make {base.blocks} time blocks; at least {gate.min_blocks} are needed,"
+            f" about {base.more_rows} rows more"
         )
     if base.difference is None or base.interval is None:
         return "INCONCLUSIVE", f"{base.metric} is undefined on the held-out rows or some part of them"
@@ -107,11 +110,31 @@ def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
         f"{base.metric} differs by {base.difference:+.4f}"
         f" (at least {base.interval[0]:+.4f}, at most {base.interval[1]:+.4f}, over {base.blocks} time blocks)"
     )
+    if gate.max_predict_ms is not None and base.predict_ms is not None and base.predict_ms > gate.max_predict_ms:
+        return "REJECT", f"one prediction takes {base.predict_ms:g} ms, gate.max_predict_ms is {gate.max_predict_ms:g}"
     if base.interval[0] > gate.min_improvement:
-        return "PROMOTE", f"better than the champion: {figures}"
+        return _by_slices(base, gate, figures)
     if base.difference <= gate.min_improvement + _SAME:
         return "REJECT", f"not better than the champion by more than {gate.min_improvement:g}: {figures}"
-    return "INCONCLUSIVE", f"better than the champion on these rows, but it may be chance: {figures}"
+    return "INCONCLUSIVE", (
+        f"better than the champion on these rows, but it may be chance: {figures};"
+        f" about {base.more_rows} more held-out rows like these would decide it"
+    )
+
+
+def _by_slices(base: Verdict, gate: GateSpec, figures: str) -> tuple[Decision, str]:
+    """A better challenger must not be worse on any named slice by more than the margin."""
+    for name in gate.slices:
+        told = f"better than the champion: {figures}; on the slice {name!r} ({gate.slices[name]})"
+        if name not in base.slices:
+            return "INCONCLUSIVE", f"{told} {base.metric} cannot be compared: too few rows, or undefined there"
+        value, low, high = base.slices[name]
+        bounds = f"{value:+.4f} (at least {low:+.4f}, at most {high:+.4f})"
+        if high < -gate.slice_margin:
+            return "REJECT", f"{told} it is worse: {bounds}"
+        if low <= -gate.slice_margin:
+            return "INCONCLUSIVE", f"{told} it may be worse by more than {gate.slice_margin:g}: {bounds}"
+    return "PROMOTE", f"better than the champion: {figures}"
 
 
 def _by_floors(
@@ -190,15 +213,52 @@ def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, 
         ours, theirs = measure(base.metric, answers, keep), measure(base.metric, incumbent, keep)
         return None if ours is None or theirs is None else better(base.metric, ours, theirs)
 
-    blocks = evidence.time_blocks(rows.times, max(evidence.BLOCKS, gate.min_blocks))
-    found = evidence.compare(difference, blocks, evidence.entity_groups(rows.entities), gate.alpha)
+    alpha = evidence.spent(gate.alpha, gate.earlier_challengers)
+    wanted = max(evidence.BLOCKS, gate.min_blocks)
+    blocks = evidence.time_blocks(rows.times, wanted)
+    found = evidence.compare(difference, blocks, evidence.entity_groups(rows.entities), alpha)
+    count = int(blocks[-1]) + 1
+    more: int | None
+    if count < gate.min_blocks:
+        more = max(1, gate.min_blocks * evidence.LEAST_ROWS_PER_BLOCK - len(rows))
+    else:
+        more = None if found is None else evidence.more_rows(found, gate.min_improvement, len(rows))
     return msgspec.structs.replace(
         base,
         champion=champion.metrics,
-        blocks=int(blocks[-1]) + 1,
+        blocks=count,
         difference=None if found is None else found.difference,
         interval=None if found is None else (found.low, found.high),
+        more_rows=more if found is None or found.low <= gate.min_improvement else None,
+        alpha=alpha,
+        slices={} if not gate.slices else _sliced(difference, answers.frame, rows, gate, alpha),
+        predict_ms=None if gate.max_predict_ms is None else predict_ms(answers),
     )
+
+
+def _sliced(
+    difference: Callable[[Mask], float | None], frame: Any, rows: Rows, gate: GateSpec, alpha: float
+) -> dict[str, tuple[float, float, float]]:
+    """The difference and its bounds on each named slice; a slice that cannot be measured is left out."""
+    found = {}
+    for name, condition in gate.slices.items():
+        inside = chosen_rows(frame, condition, f"gate.slices.{name}")
+        if not inside.any():
+            continue
+        places = np.flatnonzero(inside)
+
+        def within(keep: Mask, places: NDArray[np.int64] = places) -> float | None:
+            mask = np.zeros(len(rows), dtype=np.bool_)
+            mask[places[keep]] = True
+            return difference(mask)
+
+        blocks = evidence.time_blocks(rows.times[places])
+        if int(blocks[-1]) + 1 < gate.min_blocks:
+            continue
+        bounds = evidence.compare(within, blocks, evidence.entity_groups(rows.entities[places]), alpha)
+        if bounds is not None:
+            found[name] = (bounds.difference, bounds.low, bounds.high)
+    return found
 
 
 def _champion(

@@ -43,6 +43,7 @@ class TrainingSpec(Struct, frozen=True, kw_only=True):
     threads: int = 1
     memory_mb: int | None = None
     window_s: float | None = None  # only rows this close to the newest one
+    window_auto: bool = False  # the share of newest rows that does best on a validation slice before the held-out one
     max_rows: int | None = None
     sample: Literal["newest", "seeded"] = "newest"
     training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits
@@ -77,7 +78,8 @@ class Source(Struct, frozen=True, kw_only=True):
 class GateSpec(Struct, frozen=True, kw_only=True):
     """When a challenger may replace the champion.
 
-    `min_improvement` is in units of the main metric, whichever way that metric points. `floors` maps a metric to
+    `min_improvement` is in units of the main metric, whichever way that metric points. `slices` must not be shown
+    worse, each by more than `slice_margin`. `floors` maps a metric to
     the least value (the most, for mae, rmse and log_loss) of a model that has no champion to be compared with.
     """
 
@@ -85,6 +87,10 @@ class GateSpec(Struct, frozen=True, kw_only=True):
     alpha: float = 0.05
     min_improvement: float = 0.0
     min_blocks: int = 15
+    earlier_challengers: int = 0  # judged against this champion and not promoted; each makes the next test stricter
+    slices: dict[str, str] = {}  # name -> condition on one feature, e.g. "age >= 60"
+    slice_margin: float = 0.02  # how much worse a slice may be, in units of the main metric
+    max_predict_ms: float | None = None  # for one row
     floors: dict[str, float] = {}
 
 
@@ -135,6 +141,8 @@ class Trained(Struct, frozen=True, kw_only=True):
     estimate_mb: int | None = None  # what training in memory was estimated to take
     passes: int | None = None
     curve: tuple[CurvePoint, ...] = ()
+    window_share: float | None = None  # of the training rows, the newest; chosen by `window_auto`
+    window_scores: dict[str, float] = {}  # the main metric of each share tried
     sample: ProductFile | None = None  # seeded raw training rows, Parquet
 
 
@@ -154,6 +162,10 @@ class Verdict(Struct, frozen=True, kw_only=True):
     interval: tuple[float, float] | None = None
     blocks: int = 0
     rows: int = 0
+    more_rows: int | None = None  # INCONCLUSIVE: about how many further held-out rows would decide
+    alpha: float | None = None  # what the comparison was allowed, after earlier challengers
+    slices: dict[str, tuple[float, float, float]] = {}  # difference and its bounds
+    predict_ms: float | None = None
     heldout_from: datetime | None = None
     heldout_until: datetime | None = None
 

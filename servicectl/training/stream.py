@@ -37,7 +37,7 @@ from servicectl.training.fit import (
 )
 from servicectl.training.frame import moment
 from servicectl.training.labels import CodedClasses
-from servicectl.training.parquet import Outline, Piece, SnapshotFile
+from servicectl.training.parquet import Outline, Piece, SnapshotFile, give_back
 from servicectl.training.pickling import dumps
 from servicectl.training.preprocess import Preprocessing, preprocessing
 from servicectl.training.pressure import Patience
@@ -168,6 +168,7 @@ def surveyed(file: SnapshotFile, kept: Checkpoints) -> Plan:
             else:
                 state.survey.second(file, piece)
             state.pieces += 1
+            give_back()
             if state.pieces % every == 0:
                 state = kept.saved("survey", state)
         if state.passed == 0:
@@ -226,6 +227,7 @@ def fitted(file: SnapshotFile, plan: Plan, kept: Checkpoints) -> Fitting:
                         caught.clear()
                     if block.ends_pool:
                         state.pools += 1
+                        give_back()
                         if state.pools % keep_every == 0:
                             state = kept.saved("fit", state)
                             saves += 1

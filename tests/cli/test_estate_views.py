@@ -13,7 +13,7 @@ from tests.parts.estate import ALL_ROWS, MODELS, Saved, Site
 
 PARTIES = [
     "configuration", "job store", "permissions", "Redis", "DuckDB handler", "view features", "feature rows",
-    "Service C (analytics)", "Service B (serving)", "artifact store", "snapshot folder", "timers",
+    "Service C (analytics)", "Service B (serving)", "artifact store", "trust", "snapshot folder", "timers",
 ]  # fmt: skip
 
 

@@ -71,6 +71,21 @@ def test_drift_is_found_without_service_c_and_retrains_every_model_that_uses_the
     assert snapshots(drifted) == []
 
 
+@pytest.mark.parametrize("source", ["builtin", "service-c"])
+def test_explain_shows_both_distributions_of_a_drifted_feature(drifted: Site, source: str) -> None:
+    drifted.configure(MODELS)
+
+    shown = drifted.run("drift-check", "--queue-only", "--explain", ANALYTICS_SOURCE=source)
+
+    assert shown.status == 0, shown
+    assert "usage  compared as a category" in shown.stdout
+    assert "tenure  compared" not in shown.stdout
+    bars = [line.split()[-2:] for line in shown.stdout.splitlines() if line.endswith(("before", "now"))]
+    assert len(bars) == 20
+    assert [share for share, when in bars if when == "now"][:5] == ["0.0%"] * 5
+    assert [share for share, when in bars if when == "before"][5:] == ["0.0%"] * 5
+
+
 def test_both_analysts_over_the_same_windows_have_the_same_figures(drifted: Site) -> None:
     drifted.configure(MODELS)
 

@@ -132,9 +132,7 @@ class Moving:
         return (self.now - NOW).total_seconds()
 
     def clock(self) -> Clock:
-        return Clock(
-            now=lambda: self.now, monotonic=self._seconds, sleep=lambda _seconds: None
-        )
+        return Clock(now=lambda: self.now, monotonic=self._seconds, sleep=lambda _seconds: None)
 
 
 def world(folder: Path, time: Moving) -> World:

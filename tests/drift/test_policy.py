@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from servicectl.drift.alarm_changes import alarm_changes
 from servicectl.drift.policy import (
     Asked,
     Decision,
@@ -16,7 +17,6 @@ from servicectl.drift.policy import (
     Settings,
     Verdict,
     affected,
-    alarm_changes,
     decide,
     summary,
 )

@@ -83,7 +83,7 @@ def test_any_time_comes_back_to_the_microsecond(queue: HandlerQueue, value: date
 @pytest.mark.parametrize(
     ("told", "kind"),
     [(1.5, whole), (True, whole), ("1", whole), (True, double), ("1.5", double), (1.5, decimal), ({"Value": 1}, decimal), (1, text), ("soon", moment), (5, moment), ("2026-01-02T03:00:00Z", day)],
-    ids=str,
+    ids=lambda part: getattr(part, "__name__", str(part)),
 )  # fmt: skip
 def test_what_cannot_be_of_the_type_is_named_with_its_column(told: Any, kind: Callable[[Any], Any]) -> None:
     with pytest.raises(BadAnswer, match="column amount"):

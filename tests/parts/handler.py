@@ -23,7 +23,7 @@ from tests.parts import ROOT, missing
 
 _READY_S = 30.0
 _FRIENDLY = "servicectl.miniature.handler"
-_STRICT_PYTHON = ROOT / ".venv-handler/bin/python"
+STRICT_PYTHON = ROOT / ".venv-handler/bin/python"
 
 
 @dataclass
@@ -55,9 +55,9 @@ def handler(
     """Given a Redis and a folder, a serving handler. Options are its command line's: `batch_seconds=0.1`, ..."""
     database = Path(str(options.pop("database", folder / "feature_store.duckdb")))
     log = folder / "handler.log"
-    if strict and not _STRICT_PYTHON.exists():
-        missing("the strict handler", f"{_STRICT_PYTHON} is not there; `make test` makes it")
-    program = (str(_STRICT_PYTHON), "servicectl.miniature.strict") if strict else (sys.executable, _FRIENDLY)
+    if strict and not STRICT_PYTHON.exists():
+        missing("the strict handler", f"{STRICT_PYTHON} is not there; `make test` makes it")
+    program = (str(STRICT_PYTHON), "servicectl.miniature.strict") if strict else (sys.executable, _FRIENDLY)
     command = [program[0], "-m", program[1], "--redis", redis_url, "--database", str(database)]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]

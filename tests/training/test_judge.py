@@ -229,3 +229,74 @@ def test_any_scorer_of_scikit_learn_can_be_the_metric(
 def test_an_unknown_metric_is_an_error_before_anything_is_read(bank_champion: Trained) -> None:
     with pytest.raises(ConfigError, match=r"models\.Bank\.floors: 'cleverness'"):
         verdict(Path("/nowhere"), bank_champion.model, gate=GateSpec(floors={"cleverness": 1.0}))
+
+
+def test_an_undecided_verdict_says_how_many_more_rows_it_would_take(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    gate = GateSpec(min_improvement=0.15)
+    unsure = verdict(bank_after, bank_challenger.model, champion=bank_champion.model, gate=gate)
+    sure = verdict(bank_after, bank_challenger.model, champion=bank_champion.model)
+
+    assert unsure.more_rows is not None
+    assert unsure.more_rows > unsure.rows
+    assert f"about {unsure.more_rows} more held-out rows" in unsure.reason
+    assert sure.more_rows is None
+
+
+def test_each_earlier_challenger_makes_the_test_stricter(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    found = [
+        verdict(
+            bank_after, bank_challenger.model, champion=bank_champion.model, gate=GateSpec(earlier_challengers=count)
+        )
+        for count in (0, 1, 9)
+    ]
+
+    assert [round(one.alpha or 0, 6) for one in found] == [0.05, 0.016667, 0.000909]
+    lows = [one.interval[0] for one in found if one.interval]
+    assert lows == sorted(lows, reverse=True)
+    assert lows[0] > lows[2]
+
+
+def test_a_better_model_that_is_worse_on_a_named_slice_is_not_promoted(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    def decided(**gate: Any) -> Verdict:
+        return verdict(bank_after, bank_challenger.model, champion=bank_champion.model, gate=GateSpec(**gate))
+
+    kept = decided(slices={"borrowers": "housing_loan == 1"}, slice_margin=0.5)
+    strict = decided(slices={"borrowers": "housing_loan == 1"}, slice_margin=0.0)
+    empty = decided(slices={"nobody": "age > 1000"})
+
+    assert kept.decision == "PROMOTE"
+    assert set(kept.slices) == {"borrowers"}
+    low, high = kept.slices["borrowers"][1:]
+    assert strict.decision == ("PROMOTE" if low > 0 else "REJECT" if high < 0 else "INCONCLUSIVE")
+    assert empty.decision == "INCONCLUSIVE"
+    assert "too few rows" in empty.reason
+
+
+def test_a_slice_that_cannot_be_read_names_its_key(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    for condition in ("age", "height > 3", "age > old"):
+        with pytest.raises(ConfigError, match=r"gate\.slices\.some"):
+            verdict(
+                bank_after,
+                bank_challenger.model,
+                champion=bank_champion.model,
+                gate=GateSpec(slices={"some": condition}),
+            )
+
+
+def test_a_model_slower_than_allowed_is_rejected(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    slow = verdict(
+        bank_after, bank_challenger.model, champion=bank_champion.model, gate=GateSpec(max_predict_ms=0.000001)
+    )
+
+    assert slow.decision == "REJECT"
+    assert "gate.max_predict_ms" in slow.reason

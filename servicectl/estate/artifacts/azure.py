@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,6 +213,10 @@ class AzureStore:
                         raise PreconditionFailed(name, existing) from None
                 elif not is_absence(error):
                     raise
+
+    def sweep(self, prefix: str, before: datetime, *, dry_run: bool) -> tuple[str, ...]:  # noqa: ARG002 -- the protocol's
+        checked_prefix(prefix)
+        return ()
 
     # Reading
 

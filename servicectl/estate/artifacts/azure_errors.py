@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from azure.core.exceptions import (
@@ -27,6 +28,7 @@ from servicectl.estate.artifacts.protocol import ArtifactStoreError, unavailable
 _CONDITION_CODES = {"ConditionNotMet", "SourceConditionNotMet", "TargetConditionNotMet"}
 _LATER_STATUS = {408, 429, 500, 502, 503, 504}
 _LATER_CODES = {"ContainerBeingDeleted", "AccountBeingCreated"}
+_TOLERATED_SKEW_S = 300.0  # the service itself tolerates 15 minutes
 _BUSY_CODES = _CONDITION_CODES | {"LeaseIdMissing", "PendingCopyOperation"}
 
 
@@ -66,7 +68,7 @@ def _explanation(what: str, at: SplitResult, error: AzureError) -> ServicectlErr
         return ArtifactStoreError(f"the artifact store failed at {what}: {type(error).__name__}")
     told = f"{error.status_code} {code(error)}".strip()
     if isinstance(error, ClientAuthenticationError) or error.status_code in (401, 403):
-        return _refusal(what, at, told)
+        return _refusal(what, at, told, error)
     if code(error) == "ContainerNotFound":
         return ConfigError(
             f"the storage account at {host} has no container {at.path.rpartition('/')[2]}",
@@ -79,7 +81,14 @@ def _explanation(what: str, at: SplitResult, error: AzureError) -> ServicectlErr
     return ArtifactStoreError(f"the artifact store at {host} refused {what}: {told}")
 
 
-def _refusal(what: str, at: SplitResult, told: str) -> ConfigError:
+def _refusal(what: str, at: SplitResult, told: str, error: AzureError) -> ConfigError:
+    skew_s = _skew_s(error)
+    if abs(skew_s) > _TOLERATED_SKEW_S:
+        return ConfigError(
+            f"{at.hostname} refuses us ({told}), and this machine's clock is {abs(skew_s) / 60:.0f} minutes "
+            f"{'ahead of' if skew_s > 0 else 'behind'} its clock",
+            cure="mend the clock (timedatectl, chrony); requests are signed with the time",
+        )
     expiry = parse_qs(at.query).get("se", [""])[0]
     if expiry and _moment(expiry) < SYSTEM.now():
         return ConfigError(
@@ -91,6 +100,15 @@ def _refusal(what: str, at: SplitResult, told: str) -> ConfigError:
         cure="check the connection string's key or signature, its permissions (read, add, create, write, delete, list), "
         "the account's firewall, and this machine's clock",
     )
+
+
+def _skew_s(error: AzureError) -> float:
+    """How far our clock is ahead of the one that answered, in seconds; 0 if the answer does not tell."""
+    told = getattr(getattr(error, "response", None), "headers", {}).get("Date")
+    try:
+        return (SYSTEM.now() - parsedate_to_datetime(told)).total_seconds() if told else 0.0
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _moment(text: str) -> datetime:

@@ -178,6 +178,18 @@ class LocalStore:
                 fsync_folder(self._path(name).parent)
                 self._forget_records(name, keep=None)
 
+    def sweep(self, prefix: str, before: datetime, *, dry_run: bool) -> tuple[str, ...]:
+        folder = self._root / checked_prefix(prefix)
+        found = []
+        with self._explained(prefix):
+            for path in sorted(folder.glob(".*.tmp")):
+                with suppress(FileNotFoundError):  # its writer has just finished
+                    if path.stat().st_mtime < before.timestamp():
+                        found.append(path.relative_to(self._root).as_posix())
+                        if not dry_run:
+                            path.unlink()
+        return tuple(found)
+
     # Reading
 
     @contextmanager

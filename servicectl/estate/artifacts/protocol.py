@@ -27,10 +27,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from servicectl import log
 from servicectl.errors import PartyUnavailable, ServicectlError
 from servicectl.files import fsync_folder
 
 CHUNK = 4 << 20  # bytes; one block of an upload, one range of a download
+_TOLD_EVERY = 4 * CHUNK
 READ_LIMIT = 16 << 20  # bytes; pointers, baselines and manifests are far smaller
 
 _METADATA_KEY = re.compile(r"[a-z_][a-z0-9_]*")  # what survives as an HTTP header and as a cloud metadata name
@@ -122,6 +124,12 @@ class ArtifactStore(Protocol):
     def delete(self, name: str, if_match: str) -> None:
         """Remove a blob if its etag is still `if_match`. An absent one counts as done. Raises PreconditionFailed."""
 
+    def sweep(self, prefix: str, before: datetime, *, dry_run: bool) -> tuple[str, ...]:
+        """Remove what killed writers left below a folder before a moment; what went, or would go.
+
+        A container does this by itself: blocks that nobody committed go after a week.
+        """
+
 
 def unavailable(detail: str, *, cure: str = "") -> PartyUnavailable:
     return PartyUnavailable("the artifact store", detail, cure=cure)
@@ -163,8 +171,13 @@ def chunks_of(source: Path | bytes) -> Iterator[bytes]:
         return
     try:
         with source.open("rb") as file:
+            total, done = os.fstat(file.fileno()).st_size, 0
             while chunk := file.read(CHUNK):
                 yield chunk
+                done += len(chunk)
+                if done % _TOLD_EVERY == 0:
+                    bar = "█" * (20 * done // total)
+                    log.working(f"{source.name} {bar:<20} {100 * done // total} % of {total / 1e6:.0f} MB")
     except OSError as error:
         raise ArtifactStoreError(f"{source} cannot be read: {error.strerror}") from None
 

@@ -1,0 +1,37 @@
+"""The evidence behind a drift check, for somebody who asks: what the builtin statistics see in the same features."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from servicectl.actions.world import World
+
+
+def evidence(world: World, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Given a drift-check's result, the evidence of every decision that is not a PASS, as in docs/json.md.
+
+    What the check itself measured is told as it was. Where Service C alone was asked, its windows are looked at now.
+    """
+    if found := result.get("evidence"):
+        return list(found)
+    wanted = {(one["model_id"], one["feature"]) for one in result.get("decisions", ()) if one["verdict"] != "PASS"}
+    rows = [
+        replace(row, expected_features=tuple(f for f in row.expected_features if (row.model_id, f.name) in wanted))
+        for row in world.registry.production()
+    ]
+    from servicectl.actions.drift_windows import measure
+
+    with tempfile.TemporaryDirectory(prefix="servicectl-explain-") as folder:
+        measured = measure(world, [row for row in rows if row.expected_features], Path(folder))
+    return [
+        {"model_id": row.model_id, "evidence": msgspec.to_builtins(measured.of(row.model_id, feature.name)[1])}
+        for row in rows
+        for feature in row.expected_features
+    ]
