@@ -206,7 +206,7 @@ def _drifted(reference: Rows, current: Rows, spec: TrainingSpec) -> bool:
         compare(name, _column(reference, name, Column), _column(current, name, Column), declared_category=name in spec.categorical)
         for name in spec.features
     ]  # fmt: skip
-    return any(measured.status == "CRITICAL" for measured in judge(found, Rules()).values())
+    return any(one.judged is not None and one.judged.verdict == "CRITICAL" for one in judge(found, Rules()).values())
 
 
 def _column(rows: Rows, name: str, kind: Any) -> Any:

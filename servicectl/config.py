@@ -66,7 +66,9 @@ class ArtifactsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class TrustConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose models are believed. Nothing of this ever comes from an artifact."""
 
-    signing_key_file: str | None = None  # PEM; or $SERVICECTL_TRUST_SIGNING_KEY, or the systemd credential "signing-key"
+    signing_key_file: str | None = (
+        None  # PEM; or $SERVICECTL_TRUST_SIGNING_KEY, or the systemd credential "signing-key"
+    )
     public_keys: tuple[str, ...] = ()  # "ed25519:<base64>"
     require_signature: bool | None = None  # unset: as soon as there is a public key
     allowed_modules: tuple[str, ...] = ()  # what a pickle may name beyond a scikit-learn model's own

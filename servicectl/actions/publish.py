@@ -24,7 +24,7 @@ from servicectl.actions.versions import Reserved, reserve
 from servicectl.errors import ExitStatus, IntegrityError, Superseded, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
-from servicectl.estate.artifacts.protocol import AlreadyThere
+from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
 from servicectl.estate.registry import Feature, ModelRow
 from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
@@ -105,7 +105,8 @@ def run(world: World, context: JobContext) -> Result:
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
         return _superseded(request, truth)
-    if truth.pointer is not None and request.candidate.model.sha256 in truth.pointer.withdrawn.values():
+    withdrawn = truth.pointer.withdrawn.values() if truth.pointer is not None and not already_pointed else ()
+    if truth.pointer is not None and request.candidate.model.sha256 in withdrawn:
         return _withdrawn(request, truth.pointer)
     if request.hold:
         return Result("held", {"model": model_id, "sha256": request.candidate.model.sha256, "approve": mine})
@@ -129,7 +130,11 @@ def run(world: World, context: JobContext) -> Result:
     )
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
-    context.step("archive", lambda: archive(world, truth, target, registered.replaces), str)
+    try:
+        context.step("archive", lambda: archive(world, truth, target, registered.replaces), str)
+    except PreconditionFailed as lost:
+        log.warning(str(lost))
+        return _superseded(request, read_truth(world, model_id))
     target = msgspec.structs.replace(target, published_at=context.step("date", world.clock.now, datetime))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):

@@ -22,6 +22,7 @@ from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact
 from servicectl.errors import ExitStatus, IntegrityError, UsageError
 from servicectl.estate.artifacts.pointer import Pointer
+from servicectl.estate.artifacts.protocol import PreconditionFailed
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
@@ -105,7 +106,11 @@ def run(world: World, context: JobContext) -> Result:
         kind="rollback",
         withdraws=request.withdraws,
     )
-    context.step("archive", lambda: archive(world, truth, target, replaces or None), str)
+    try:
+        context.step("archive", lambda: archive(world, truth, target, replaces or None), str)
+    except PreconditionFailed as lost:
+        log.warning(str(lost))
+        return _superseded(request, read_truth(world, model_id))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, replaces or None):
             return _superseded(request, read_truth(world, model_id))

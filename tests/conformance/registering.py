@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date, datetime
 
 from servicectl.errors import ServicectlError
@@ -28,7 +28,7 @@ def production(registry: Registry, row: ModelRow, expected_current: str | None =
     registry.switch_production(row.model_id, row.version, expected_current)
 
 
-def side_by_side(acts: list[Callable[[], object]]) -> list[ServicectlError | None]:
+def side_by_side(acts: Sequence[Callable[[], object]]) -> list[ServicectlError | None]:
     """Start all at one moment; each one's error, or None."""
     outcomes: list[ServicectlError | None] = [None] * len(acts)
     start = threading.Barrier(len(acts))

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
@@ -20,13 +21,13 @@ from hypothesis import strategies as st
 from servicectl.actions import snapshot
 from servicectl.errors import BadAnswer, BadData, OutcomeUnknown, PartyUnavailable, ServicectlError
 from servicectl.estate.queue import HANDLER, READ_QUEUE, RESPONSE_PREFIX, HandlerQueue
-from servicectl.estate.registry import DriftResult, Feature
+from servicectl.estate.registry import DriftResult, Feature, Registry
 from servicectl.estate.values import day, decimal, double, moment, typed, whole
 from servicectl.sql import identifier, literal
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import Source, TrainingSpec
 from tests.conformance.conftest import Wire, world_on
-from tests.conformance.registering import ROW, production
+from tests.conformance.registering import ROW, production, side_by_side
 from tests.conformance.traps import trap
 from tests.parts.handler import fault, handler
 from tests.parts.redis import redis_server
@@ -310,6 +311,17 @@ def test_trap_06_a_version_inserted_twice_at_one_moment_is_one_row(wire: Wire) -
 
     assert registry.insert_staging(ROW) == ROW
     assert registry.rows(ROW.model_id) == (ROW,)
+
+
+@trap(6)
+def test_trap_06_writers_of_one_model_never_meet_in_the_engine(wire: Wire) -> None:
+    production(wire.registry, ROW)
+    with watched(wire.redis) as seen, HandlerQueue(wire.redis.url, timeout_s=10) as another:
+        scores = [partial(Registry(queue).write_drift_scores, "Loan", "0.1.0", {name: 1.0})
+                  for queue, name in ((wire.queue, "income"), (another, "tenure")) for _ in range(5)]  # fmt: skip
+        assert side_by_side(scores) == [None] * 10
+
+    assert len([sql for sql in seen.statements() if sql.startswith("UPDATE")]) == 10  # not one was sent again
 
 
 # -- 7 ----------------------------------------------------------------------------------------------------------------

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 
-from servicectl.errors import BadAnswer, Busy, Superseded
-from servicectl.estate.queue import READ_QUEUE
+from servicectl.errors import BadAnswer, Busy, OutcomeUnknown, Superseded
+from servicectl.estate.queue import LOCK_PREFIX, READ_QUEUE, HandlerQueue
 from servicectl.estate.registry import Feature, ModelRow, Registry, redis_metadata
 from servicectl.estate.serving_keys import Projected, Projection, ServingKeys
 from servicectl.estate.serving_metadata import metadata_for_readers
 from tests.conformance.conftest import Wire
 from tests.conformance.registering import ROW, production, side_by_side
+from tests.parts.handler import STRICT_PYTHON
 from tests.parts.wire import watched
 
 
@@ -189,7 +191,7 @@ for statement in ("UPDATE m SET features = features", "UPDATE m SET features = f
 """
 
 
-def test_the_handlers_engine_leaves_rows_locked_when_two_changes_of_whole_rows_meet(_served: object) -> None:
+def test_the_handlers_engine_leaves_rows_locked_when_two_changes_of_whole_rows_meet(wire: Wire) -> None:
     """Why the writers of one model are kept apart: the second refusal comes when nobody else is writing any more."""
     told = subprocess.run([STRICT_PYTHON, "-c", _MEETING], capture_output=True, text=True, check=True).stdout
     assert told.splitlines() == ["TransactionContext Error: Conflict on tuple deletion!"] * 2
@@ -203,17 +205,22 @@ def test_who_holds_the_registry_keeps_others_waiting_and_then_busy(wire: Wire, h
     assert Registry(hasty).insert_staging(ROW) == ROW
 
 
-def test_a_change_of_unknown_outcome_keeps_others_out_until_it_cannot_run_any_more(
-    wire: Wire, hasty: HandlerQueue
-) -> None:
-    production(wire.registry, ROW)
-    with fault(wire.client, "frozen"), pytest.raises(OutcomeUnknown):
-        hasty.change(lambda in_time: f"DELETE FROM model_metadata WHERE {in_time}", lambda: bool(hasty.read("SELECT 1 AS x")))
-    with fault(wire.client, "frozen", matching="^UPDATE"), fault(wire.client, "empty", matching="never"):
-        with pytest.raises(TryAgain):
-            Registry(hasty).write_drift_scores(ROW.model_id, ROW.version, {"income": 1.0})
-    wire.registry.write_drift_scores(ROW.model_id, ROW.version, {"income": 2.0})
-    assert wire.registry.production()[0].expected_features[1].drift_score == 2.0
+def test_an_unknown_outcome_keeps_others_out_until_the_lock_expires(wire: Wire, hasty: HandlerQueue) -> None:
+    with pytest.raises(OutcomeUnknown), hasty.exclusively("mine"):
+        raise OutcomeUnknown("the statement may still run")
+    with pytest.raises(BadAnswer), hasty.exclusively("yours"):
+        raise BadAnswer("it certainly does not")
+
+    assert [key.decode() for key in wire.client.keys("*")] == [f"{LOCK_PREFIX}mine"]
+    assert 0 < wire.client.pttl(f"{LOCK_PREFIX}mine") <= 1600  # deadline, skew, and twice the time-out
+    with HandlerQueue(wire.redis.url, timeout_s=10) as patient, patient.exclusively("mine"):
+        pass
+
+
+def test_who_lost_the_lock_does_not_release_the_next_ones(wire: Wire) -> None:
+    with wire.queue.exclusively("mine"):
+        wire.client.set(f"{LOCK_PREFIX}mine", "another's")
+    assert wire.client.get(f"{LOCK_PREFIX}mine") == b"another's"
 
 
 def _production(registry: Registry, model_id: str) -> list[ModelRow]:

@@ -14,6 +14,7 @@ import pytest
 Test = TypeVar("Test", bound=Callable[..., Any])
 
 _QUEUE = "servicectl/estate/queue.py"
+_ANSWERS = "servicectl/estate/answers.py"
 _REGISTRY = "servicectl/estate/registry.py"
 _ROWS = "servicectl/estate/registry_rows.py"
 _VALUES = "servicectl/estate/values.py"
@@ -50,11 +51,11 @@ TRAPS = {
     ),
     3: Trap(
         "a NaN, an infinity or a far date anywhere makes the whole answer an empty text",
-        (f"{_QUEUE}:_rows", f"{_ROWS}:COLUMNS", f"{_SOURCE}:_number_or_null"),
+        (f"{_ANSWERS}:rows", f"{_ROWS}:COLUMNS", f"{_SOURCE}:_number_or_null"),
     ),
     4: Trap(
         "`data: null` is no rows, or a definition, or rows that could not be read",
-        (f"{_QUEUE}:_count", "servicectl/actions/snapshot.py:take"),
+        (f"{_ANSWERS}:count", "servicectl/actions/snapshot.py:take"),
     ),
     5: Trap(
         "decimals are objects, integral doubles integers, dates midnights, times of mixed length",
@@ -64,13 +65,14 @@ TRAPS = {
         "requests run in any order; others' changes conflict; insert-if-absent is no lock",
         (
             f"{_QUEUE}:HandlerQueue._through_conflicts",
+            f"{_QUEUE}:HandlerQueue.exclusively",
             f"{_QUEUE}:HandlerQueue._wait",
             f"{_REGISTRY}:Registry._without_repeats",
         ),
     ),
     7: Trap(
         "BEGIN, SET, ATTACH and ALTER change the state of every service",
-        (f"{_QUEUE}:_request", f"{_SQL}:leading_words", f"{_QUEUE}:_refusal"),
+        (f"{_QUEUE}:_request", f"{_SQL}:leading_words", f"{_ANSWERS}:_refusal"),
     ),
     8: Trap(
         "a response key that exists gets lost; an answer over 512 MB never comes",
