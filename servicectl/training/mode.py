@@ -80,8 +80,8 @@ def reads_in_blocks(snapshot: Path, spec: TrainingSpec) -> bool:
 
 
 def learns_in_blocks(estimator: object) -> bool:
-    """By partial_fit, or from blocks on disk as XGBoost's."""
-    return hasattr(estimator, "partial_fit") or type(estimator).__module__.partition(".")[0] == "xgboost"
+    """Whether it has partial_fit."""
+    return hasattr(estimator, "partial_fit")
 
 
 def _too_large(spec: TrainingSpec, rows: int, needed: int, limit: int) -> ConfigError:

@@ -146,7 +146,7 @@ def estimator_with_partial_fit(spec: TrainingSpec) -> Any:
 def alternatives(spec: TrainingSpec) -> str:
     """Estimators that learn in blocks, for messages."""
     kind = "Classifier" if spec.task == "classification" else "Regressor"
-    return f"sklearn.linear_model.SGD{kind}, sklearn.neural_network.MLP{kind} or xgboost.XGB{kind}"
+    return f"sklearn.linear_model.SGD{kind} or sklearn.neural_network.MLP{kind}"
 
 
 def surveyed(file: SnapshotFile, kept: Checkpoints) -> Plan:
