@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,8 @@ def redis_part(_redis_of_the_session: RedisServer) -> RedisServer:
     with _redis_of_the_session.client() as client:
         client.flushall()
     return _redis_of_the_session
+
+
+def pytest_configure() -> None:
+    """A run started in the background ignores SIGINT and hands that on: the commands under test must not inherit it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

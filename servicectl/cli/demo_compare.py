@@ -15,7 +15,7 @@ Picture = Mapping[tuple[str, str], Any]
 
 # Ids and times, wherever they stand as a member. manifest_sha256 is a digest over both.
 _TAKEN_AWAY = frozenset({
-    "job", "job_id", "run_id", "created_at", "checked_at", "published_at", "raised_at", "trained_date", "manifest_sha256",
+    "job", "job_id", "run_id", "alarm_id", "created_at", "checked_at", "published_at", "raised_at", "trained_date", "manifest_sha256",
 })  # fmt: skip
 _COUNTED = ("features_table", "model_metadata", "drift_results", "model_baselines", "model_logs")
 _SHOWN = 12
