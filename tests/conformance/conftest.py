@@ -19,7 +19,7 @@ from servicectl.estate.queue import HandlerQueue
 from servicectl.estate.registry import Registry
 from tests.conformance.traps import TRAPS
 from tests.parts.handler import HandlerPart, handler
-from tests.parts.redis import RedisServer, redis_server
+from tests.parts.redis import RedisServer, redis_server, stop
 
 _TABLES = ("model_metadata", "features_table", "model_logs")
 
@@ -90,6 +90,7 @@ def hasty(wire: Wire) -> Iterator[HandlerQueue]:
 class TrueValues:
     """What came of the true cadence and the true time-out, which take too long to be waited for in a row."""
 
+    frozen: RedisServer | None = None
     silence: PartyUnavailable | None = None
     seen_at_once: int | None = None
     seen_later: int | None = None
@@ -111,6 +112,8 @@ def true_values(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[
         return told
 
     yield ended
+    if told.frozen is not None:
+        stop(told.frozen)  # where nobody asked, nobody waits
     ended()
 
 
@@ -120,6 +123,7 @@ def _frozen(folder: Path, told: TrueValues) -> None:
         handler(server.url, folder, strict=True, fault="frozen"),
         HandlerQueue(server.url) as queue,
     ):
+        told.frozen = server
         try:
             queue.ping()
         except PartyUnavailable as silent:

@@ -52,7 +52,7 @@ def _rows(wire: Wire, count: int) -> None:
 def _checked(wire: Wire, folder: Path, answer: Answer, min_rows: int = 1000) -> Ran:
     with analyst(lambda: answer) as service_c:
         world = world_on(
-            wire, folder, folder, analytics=AnalyticsConfig(address=service_c.address),
+            wire, folder, folder, analytics=AnalyticsConfig(source="service-c", address=service_c.address),
             drift=DriftConfig(min_rows=min_rows, retrain="never"),
         )  # fmt: skip
         (ran,) = drift_check.start(world)
@@ -114,7 +114,9 @@ def test_trap_15_service_c_without_the_view_answers_normally_and_measured_nothin
 def test_trap_16_without_the_view_nothing_is_asked_and_the_cure_is_told(wire: Wire, tmp_path: Path) -> None:
     production(wire.registry, _ROW)
     with analyst(list) as service_c:
-        world = world_on(wire, tmp_path, tmp_path, analytics=AnalyticsConfig(address=service_c.address))
+        world = world_on(
+            wire, tmp_path, tmp_path, analytics=AnalyticsConfig(source="service-c", address=service_c.address)
+        )
         (ran,) = drift_check.start(world)
     world.keys.close()
 
@@ -129,7 +131,7 @@ def test_trap_16_a_silent_handler_and_an_absent_redis_are_named(
     watched_model: Wire, hasty: HandlerQueue, tmp_path: Path
 ) -> None:
     with analyst(list) as service_c:
-        analytics = AnalyticsConfig(address=service_c.address)
+        analytics = AnalyticsConfig(source="service-c", address=service_c.address)
         world = world_on(watched_model, tmp_path / "a", tmp_path, analytics=analytics)
         world.__dict__["queue"] = hasty
         with fault(watched_model.client, "frozen"):
@@ -219,7 +221,9 @@ def test_trap_18_the_deadline_grows_with_models_and_features(watched_model: Wire
     waited = []
     for folder in ("one", "two"):
         with analyst(lambda: answer) as service_c:
-            analytics = AnalyticsConfig(address=service_c.address, deadline_base_s=10, deadline_per_feature_s=100)
+            analytics = AnalyticsConfig(
+                source="service-c", address=service_c.address, deadline_base_s=10, deadline_per_feature_s=100
+            )
             world = world_on(watched_model, tmp_path / folder, tmp_path, analytics=analytics)
             drift_check.start(world)
             world.keys.close()
@@ -236,7 +240,9 @@ def test_trap_18_a_late_server_is_not_asked_again_and_the_job_can_be_resumed(
 ) -> None:
     with analyst(list) as service_c:
         service_c.free.clear()
-        analytics = AnalyticsConfig(address=service_c.address, deadline_base_s=0.3, deadline_per_feature_s=0.01)
+        analytics = AnalyticsConfig(
+            source="service-c", address=service_c.address, deadline_base_s=0.3, deadline_per_feature_s=0.01
+        )
         world = world_on(watched_model, tmp_path, tmp_path, analytics=analytics)
         (ran,) = drift_check.start(world)
         world.keys.close()

@@ -215,17 +215,29 @@ def test_trap_04_rows_that_cannot_be_read_are_no_empty_table(wire: Wire) -> None
 
 @trap(4)
 def test_trap_04_a_snapshot_is_refused_when_the_count_is_not_the_files(wire: Wire, tmp_path: Path) -> None:
-    world = world_on(wire, tmp_path, tmp_path)
-    short = "SELECT 'a' AS entity_id, TIMESTAMP '2026-01-01' AS event_timestamp, 1.0::DOUBLE AS churned, 2.0::DOUBLE AS usage"
-    with pytest.raises(ServicectlError) as told:
-        snapshot.take(world, _SPEC, short, tmp_path)
-    assert "counted 1" not in told.value.message  # one row is refused for what it holds, not for its count
+    ours, theirs, folder = (tmp_path / name for name in ("ours", "theirs", "job"))
+    theirs.mkdir()
+    folder.mkdir()
+    rows = (
+        "SELECT 'a' || i AS entity_id, TIMESTAMP '2026-01-01' + to_hours(i::BIGINT) AS event_timestamp, "
+        "(i % 2)::DOUBLE AS churned, i::DOUBLE AS usage FROM range({}) AS r(i)"
+    )
+    assert snapshot.take(world_on(wire, theirs, theirs), _SPEC, rows.format(40), folder).facts.rows == 40
 
-    query = "SELECT * FROM rows_that_grow"
-    wire.queue.run("CREATE OR REPLACE TABLE rows_that_grow AS SELECT 'a' || i AS entity_id, "
-                   "TIMESTAMP '2026-01-01' + to_hours(i) AS event_timestamp, (i % 2)::DOUBLE AS churned, "
-                   "i::DOUBLE AS usage FROM range(40) AS r(i)")  # fmt: skip
-    assert snapshot.take(world, _SPEC, query, tmp_path).facts.rows == 40
+    # While the handler is held up, another file comes to lie under the name that we are going to read.
+    with fault(wire.client, "slow", seconds=1.0, matching="^COPY"), watched(wire.redis) as seen:
+        taken = threading.Thread(target=lambda: outcomes.extend(side_by_side([take])))
+        outcomes: list[ServicectlError | None] = []
+        take = partial(snapshot.take, world_on(wire, ours, theirs), _SPEC, rows.format(40), folder)
+        taken.start()
+        while not (copies := [sql for sql in seen.statements() if sql.startswith("COPY")]):
+            taken.join(0.01)
+        (name,) = re.findall(r"servicectl-\w+\.parquet", copies[0])
+        duckdb.sql(f"COPY ({rows.format(39)}) TO '{ours / name}' (FORMAT parquet)")
+        taken.join()
+    (refused,) = outcomes
+    assert isinstance(refused, BadAnswer)
+    assert "counted 40 rows, the snapshot holds 39" in refused.message
 
 
 # -- 5 ----------------------------------------------------------------------------------------------------------------

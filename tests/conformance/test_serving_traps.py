@@ -122,8 +122,11 @@ def test_trap_20_a_model_that_needs_servicectl_or_another_format_or_too_much_roo
     ours = pickle.loads(Path(floored.trained.model.path).read_bytes())
     ours.note = ServicectlError
     joblib.dump(LinearRegression(), tmp_path / "m.joblib", compress=3)
+    theirs = pickle.loads(Path(floored.trained.model.path).read_bytes())
+    theirs.note = pytest.Class
     refused = [
         (pickle.dumps(ours), 100.0, "servicectl"),
+        (pickle.dumps(theirs), 100.0, "Service B is not known to have"),
         ((tmp_path / "m.joblib").read_bytes(), 100.0, "opcode|pickle"),
         (pickle.dumps(ours), 0.0001, "serving.max_mb"),
     ]

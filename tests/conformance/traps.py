@@ -117,7 +117,7 @@ TRAPS = {
     17: Trap("on few rows Service C cries wolf", (f"{_POLICY}:_judge",)),
     18: Trap(
         "a call grows with models x features, and a late one keeps the server busy",
-        (f"{_CHECK}:_look", "servicectl/estate/rpc.py:OPTIONS"),
+        ("servicectl/actions/drift_analysts.py:_service_c", "servicectl/estate/rpc.py:OPTIONS"),
     ),
     19: Trap(
         "uploaded rows carry the year 1 or no time at all",
