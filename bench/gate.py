@@ -76,7 +76,7 @@ def _promoted(scenario: _Scenario, gain: float, times: int, seed: int) -> tuple[
     for _ in range(times):
         difference, entities = _drawn(scenario, gain, days, chance)
         found = evidence.compare(
-            lambda keep, values=difference: float(values[keep].mean()),  # type: ignore[misc]
+            lambda keep, values=difference: float(values[keep].mean()),  # type: ignore[misc]  # a lambda with a default binds the loop variable
             evidence.time_blocks(moments),
             evidence.entity_groups(entities),
             _ALPHA,

@@ -70,7 +70,7 @@ def test_calibrate_stores_cut_offs_and_later_checks_use_them(site: Site, publish
     assert told["features"]["usage"]["ks"] > 0.3
 
     def verdicts(run: dict[str, object]) -> dict[str, str]:
-        return {one["feature"]: one["verdict"] for one in run["jobs"][0]["result"]["decisions"]}  # type: ignore[index]
+        return {one["feature"]: one["verdict"] for one in run["jobs"][0]["result"]["decisions"]}  # type: ignore[index]  # parsed JSON
 
     assert verdicts(before) == {"tenure": "CRITICAL", "usage": "CRITICAL"}
     assert verdicts(after)["tenure"] == "CRITICAL"

@@ -93,7 +93,7 @@ def test_a_class_that_an_allowed_module_only_imported_is_refused_when_opened() -
     import sklearn.utils.fixes as module
 
     content = hand_made("sklearn.utils.fixes", "Path")
-    module.Path = Path  # type: ignore[attr-defined]
+    module.Path = Path  # type: ignore[attr-defined]  # a module made up for the attack
     try:
         assert refused(content) == []
         with pytest.raises(Forbidden, match="pathlib"):

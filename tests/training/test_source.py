@@ -58,7 +58,7 @@ def test_the_newest_record_of_one_moment_wins() -> None:
 
 def test_rows_without_a_usable_time_or_number_are_left_out() -> None:
     rows: list[Row] = [
-        ("e", "y", 1.0, datetime(1, 1, 1), day(1)),  # noqa: DTZ001
+        ("e", "y", 1.0, datetime(1, 1, 1), day(1)),  # noqa: DTZ001 -- stored times are naive UTC
         ("e", "y", 1.0, None, day(1)),
         (None, "y", 1.0, day(2), day(1)),
         ("e", "y", float("nan"), day(2), day(1)),

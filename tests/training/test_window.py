@@ -16,7 +16,7 @@ from tests.training.making import wide_snapshot
 
 
 def spec(**changes: object) -> TrainingSpec:
-    return TrainingSpec(  # type: ignore[arg-type]
+    return TrainingSpec(  # type: ignore[arg-type]  # overrides by keyword
         **{"model_id": "M", "task": "regression", "label": "y", "features": ("x",), "window_auto": True} | changes
     )
 
