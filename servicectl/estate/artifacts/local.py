@@ -340,8 +340,9 @@ class LocalStore:
         """Whether the root is there yet. Raises ConfigError where it cannot come to be."""
         if self._root.is_dir():
             return True
-        if self._root.exists() or not self._root.parent.is_dir():
-            missing = self._root if self._root.exists() else self._root.parent
+        obstructed = self._root.exists() and not self._root.is_dir()
+        if obstructed or not self._root.parent.is_dir():
+            missing = self._root if obstructed else self._root.parent
             raise ConfigError(
                 f"the artifact store's folder {self._root} cannot be used: {missing} is not a folder",
                 cure=f"mkdir -p {self._root}, or correct [artifacts] url",
