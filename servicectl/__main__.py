@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
-from servicectl.errors import ExitStatus, ServicectlError
+from servicectl.errors import ExitStatus, ServicectlError, UsageError
 
 _GLOBAL_FLAGS = {"--json", "-q", "--quiet", "-v", "--verbose"}
 _GLOBAL_OPTIONS = {"--config"}
@@ -15,9 +16,7 @@ def main() -> None:
     arguments = hoisted(sys.argv[1:])
     try:
         if not short_way(arguments):
-            from servicectl.cli.app import app
-
-            app(arguments, prog_name="servicectl")
+            parsed(arguments, as_json="--json" in arguments)
     except ServicectlError as error:
         tell(error, as_json="--json" in arguments)
         sys.exit(error.exit_status)
@@ -26,6 +25,27 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(ExitStatus.OK)
+
+
+def parsed(arguments: Sequence[str], *, as_json: bool) -> NoReturn:
+    """Let the parser find the command and run it."""
+    from typer import BadParameter
+
+    from servicectl.cli.app import app
+
+    if not as_json:
+        app(arguments, prog_name="servicectl")
+        raise AssertionError("the parser ends the process")
+    usage: Any = BadParameter.__base__  # every error of usage: the parser has no public name for them
+    try:
+        sys.exit(app(arguments, prog_name="servicectl", standalone_mode=False))
+    except usage as wrong:
+        tell(UsageError(wrong.format_message().splitlines()[0], cure=_help_of(wrong)), as_json=True)
+        sys.exit(ExitStatus.USAGE)
+
+
+def _help_of(wrong: Any) -> str:
+    return f"{wrong.ctx.command_path if wrong.ctx else 'servicectl'} --help"
 
 
 def short_way(arguments: Sequence[str]) -> bool:

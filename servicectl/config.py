@@ -31,6 +31,7 @@ class StateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class RedisConfig(Struct, frozen=True, forbid_unknown_fields=True):
     url: str = "redis://localhost:6379/0"
     password_file: str | None = None  # or $SERVICECTL_REDIS_PASSWORD, or the systemd credential "redis-password"
+    timeout_s: Positive = 30.0  # the wait for one answer of Redis about what is served
 
 
 class HandlerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,6 +57,7 @@ class ServingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_mb: Positive = 100.0
     scikit_learn: str | None = None  # Service B's version, if known
     libraries: tuple[str, ...] = ()  # what Service B has beyond scikit-learn, e.g. "xgboost"
+    mismatch: Literal["refuse", "warn"] = "refuse"  # another scikit-learn, or a library that Service B lacks
 
 
 class ArtifactsConfig(Struct, frozen=True, forbid_unknown_fields=True):

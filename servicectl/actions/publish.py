@@ -21,7 +21,7 @@ from servicectl.actions.retrain import Candidate
 from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact, check_model
 from servicectl.actions.versions import Reserved, reserve
-from servicectl.errors import ExitStatus, IntegrityError, Superseded, UsageError
+from servicectl.errors import ExitStatus, IntegrityError, Superseded, TryAgain, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
 from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
@@ -81,7 +81,12 @@ def newest_challenger(world: World, model_id: str) -> dict[str, Any]:
             continue
         if job.outcome != "promoted":
             break
-        truth = read_truth(world, model_id)
+        try:
+            truth = read_truth(world, model_id)
+        except TryAgain as away:
+            # The wish is put on record all the same: what it must know is looked at again when the job runs.
+            log.warning(f"what is in production of {model_id} cannot be seen now: {away.message}")
+            return dict(job.result["publish"])
         if truth.pointer is not None and truth.pointer.sha256 == job.result["model_sha256"]:
             raise UsageError(
                 f"the newest challenger of {model_id} is in production already (version {truth.pointer.version})",

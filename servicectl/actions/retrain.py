@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from msgspec import Struct
 from servicectl.actions.kinds import PUBLISH, RETRAIN, retrain_scope, serving_scope
 from servicectl.actions.production import fetch, read_truth
 from servicectl.actions.snapshot import Snapshot, take
-from servicectl.actions.verification import allowed_names, manifest_behind
+from servicectl.actions.verification import allowed_names, check_scikit_learn, manifest_behind
 from servicectl.config import ModelConfig, seconds
 from servicectl.errors import Busy, ExitStatus
 from servicectl.files import sha256_of, write_atomically
@@ -22,7 +23,7 @@ from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
 from servicectl.training import floor
 from servicectl.training.conditions import slice_feature
-from servicectl.training.package import manifest
+from servicectl.training.package import Serving, manifest
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import (
     GateSpec,
@@ -135,7 +136,15 @@ def run(world: World, context: JobContext) -> Result:
     serving = world.config.serving
     servable = context.step(
         "check",
-        lambda: floor.check(plan.spec, source, trained.model, serving.max_mb, serving.libraries, allowed),
+        lambda: floor.check(
+            plan.spec,
+            source,
+            trained.model,
+            serving.max_mb,
+            serving.libraries,
+            allowed,
+            any_library=serving.mismatch == "warn",
+        ),
         Servability,
     )
     candidate = context.step(
@@ -182,6 +191,8 @@ def training_spec(world: World, model_id: str, window: str | None) -> TrainingSp
 
 def _plan(world: World, model_id: str, window: str | None) -> Plan:
     model = world.config.model(model_id)
+    # Before the hours of training: the publish would refuse what comes out of them.
+    check_scikit_learn(world, f"{model_id} would be trained with", version("scikit-learn"))
     spec = training_spec(world, model_id, window)
     gate = world.config.gate
     return Plan(
@@ -267,6 +278,7 @@ def _package(
         trained=trained,
         verdict=verdict,
         created_at=world.clock.now().astimezone(UTC),
+        serving=Serving(world.config.serving.scikit_learn, world.config.serving.libraries, servable.libraries_needed),
     )
     return Candidate(
         trained.model,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from servicectl import log
 from servicectl.errors import IntegrityError, ServicectlError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.protocol import NoSuchBlob
@@ -65,7 +66,7 @@ def check_artifact(world: World, location: str, pointer: Pointer, pickled: bytes
 
 
 def check_model(world: World, model_id: str, manifest: Mapping[str, Any], pickled: bytes) -> None:
-    """Raises IntegrityError for a pickle that names what it may not, ServicectlError for another scikit-learn's."""
+    """Raises IntegrityError for a pickle that names what it may not, and as `check_scikit_learn`."""
     from servicectl.training import pickles
 
     if wrong := pickles.refused(pickled, allowed_names(world, model_id)):
@@ -73,10 +74,22 @@ def check_model(world: World, model_id: str, manifest: Mapping[str, Any], pickle
             f"the model of {model_id} names {', '.join(wrong[:5])}, which is not allowed; it was not opened",
             cure="find out where this file came from; [trust] allowed_modules says what else is allowed",
         )
-    has = world.config.serving.scikit_learn
     made_with = str(manifest.get("libraries", {}).get("scikit-learn", "an unknown version"))
-    if has is not None and made_with.split(".")[: len(has.split("."))] != has.split("."):
+    check_scikit_learn(world, f"the model of {model_id} was made with", made_with)
+
+
+def check_scikit_learn(world: World, what: str, version: str) -> None:
+    """Hold a version against Service B's, as exactly as that is configured.
+
+    Raises ServicectlError where they differ and serving.mismatch is "refuse".
+    """
+    has = world.config.serving.scikit_learn
+    if has is None or version.split(".")[: len(has.split("."))] == has.split("."):
+        return
+    differs = f"{what} scikit-learn {version}, Service B has {has}"
+    if world.config.serving.mismatch == "refuse":
         raise ServicectlError(
-            f"the model of {model_id} was made with scikit-learn {made_with}, Service B has {has}",
-            cure="train with Service B's version, or correct serving.scikit_learn",
+            differs,
+            cure='train with Service B\'s version, correct serving.scikit_learn, or set serving.mismatch = "warn"',
         )
+    log.warning(f"{differs} (serving.mismatch = warn)")

@@ -65,7 +65,7 @@ class World:
     def keys(self) -> ServingKeys:
         from servicectl.estate.serving_keys import ServingKeys
 
-        return ServingKeys(self.config.redis.url, self._redis_password)
+        return ServingKeys(self.config.redis.url, self._redis_password, timeout_s=self.config.redis.timeout_s)
 
     @cached_property
     def analytics(self) -> AnalyticsClient:

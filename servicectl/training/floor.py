@@ -56,6 +56,7 @@ class CheckRequest(Struct, frozen=True, kw_only=True):
     max_mb: float
     libraries: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
+    any_library: bool = False
 
 
 def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> SnapshotFacts:
@@ -118,11 +119,14 @@ def check(
     max_mb: float,
     libraries: Sequence[str] = (),
     allowed: Sequence[str] = (),
+    *,
+    any_library: bool = False,
 ) -> Servability:
     """Prove that Service B will get this program's numbers from a model, and give the requests that show it.
 
-    `libraries` are those that Service B has beyond scikit-learn's own, `allowed` what else a pickle may name. Raises
-    NotServable, or IntegrityError.
+    `libraries` are those that Service B has beyond scikit-learn's own, `allowed` what else a pickle may name. With
+    `any_library` one that Service B is not known to have is told in the answer only. Raises NotServable, or
+    IntegrityError.
     """
     request = CheckRequest(
         spec=spec,
@@ -131,6 +135,7 @@ def check(
         max_mb=max_mb,
         libraries=tuple(libraries),
         allowed=tuple(allowed),
+        any_library=any_library,
     )
     return child.run("check", request, Servability, what=_what("checking", spec), limits=_limits(spec))
 

@@ -7,10 +7,19 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from servicectl.training.spec import SnapshotFacts, Trained, TrainingSpec, Verdict, aware, canonical
 
 SCHEMA = 1
+
+
+class Serving(Struct, frozen=True):
+    """What was known of the serving side, and what the model needs of it beyond scikit-learn. None: unknown."""
+
+    scikit_learn: str | None
+    libraries: tuple[str, ...]
+    needed: tuple[str, ...]
 
 
 def manifest(
@@ -23,6 +32,7 @@ def manifest(
     created_at: datetime,
     feature_types: Mapping[str, str] | None = None,
     job_id: str | None = None,
+    serving: Serving | None = None,
 ) -> dict[str, Any]:
     """The manifest as JSON-able data.
 
@@ -73,6 +83,7 @@ def manifest(
         "seed": spec.seed,
         "threads": spec.threads,
         "libraries": dict(trained.libraries),
+        "serving": msgspec.to_builtins(serving),
         "created_at": _time(created_at),
         "job_id": job_id,
     }

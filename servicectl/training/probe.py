@@ -87,21 +87,44 @@ def _predictions(request: dict[str, Any]) -> list[float]:
     columns = list(zip(*request["rows"], strict=True))
     in_order = pd.DataFrame({name: list(column) for name, column in zip(features, columns, strict=True)})
     numeric = in_order.columns[[all(not isinstance(value, str) for value in column) for column in columns]]
-    expected = _asked(model, in_order.astype(dict.fromkeys(numeric, "float64")), "in order")
+    in_order = in_order.astype(dict.fromkeys(numeric, "float64"))
+    expected = _asked(model, in_order, "in order")
+    confidence = _confidence(model, in_order)
     found = []
     for number, (row, order) in enumerate(zip(request["rows"], request["orders"], strict=True)):
         sent = {features[place]: _parsed(_text(row[place], whole=number % 2 == 0)) for place in order}
-        value = _number(_asked(model, pd.DataFrame([sent]), "one request, columns shuffled")[0])
+        frame = pd.DataFrame([sent])
+        value = _number(_asked(model, frame, "one request, columns shuffled")[0])
         wanted = _number(expected[number])
         if not _equal(value, wanted, exact=request["classification"]):
-            raise _Refused(
-                f"the model answers {value!r} to a request whose columns are shuffled and whose numbers are text,"
-                f" and {wanted!r} to the same row in order",
-                "it must select its columns by name and take numbers for numbers",
-            )
+            raise _differs(repr(value), repr(wanted))
+        if confidence is not None:
+            # Two dozen rows may well be of one class, whatever the order of the columns.
+            pairs = zip(_confidence(model, frame)[0], confidence[number], strict=True)
+            if not all(_equal(float(value), float(wanted), exact=False) for value, wanted in pairs):
+                raise _differs("with another confidence", "with its own")
         found.append(value)
     _missing_column_is_an_error(model, sent)
     return found
+
+
+def _confidence(model: Any, frame: Any) -> Any:
+    """(rows, classes or 1): what a classifier answers before it rounds to a class; None where it does not say."""
+    import numpy as np
+
+    for name in ("predict_proba", "decision_function"):
+        if hasattr(model, name):
+            answered = np.asarray(getattr(model, name)(frame), dtype="float64")
+            return answered.reshape(len(answered), -1)
+    return None
+
+
+def _differs(value: str, wanted: str) -> _Refused:
+    return _Refused(
+        f"the model answers {value} to a request whose columns are shuffled and whose numbers are text,"
+        f" and {wanted} to the same row in order",
+        "it must select its columns by name and take numbers for numbers",
+    )
 
 
 def _opened(request: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ process (see `probe` and, for what isolation holds, `confine`).
 
 from __future__ import annotations
 
-import pickletools
 import random
 import sys
 from pathlib import Path
@@ -33,7 +32,6 @@ _NEVER = frozenset(
     {"asyncio", "code", "ctypes", "importlib", "multiprocessing", "nt", "os", "pickle", "posix", "pty", "runpy"}
     | {"shutil", "signal", "socket", "subprocess", "sys", "tempfile", "threading", "webbrowser"}
 )
-_TEXT_OPCODES = frozenset({"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"})
 
 
 class NotServable(ServicectlError):
@@ -59,30 +57,16 @@ class ProbeResult(Struct, frozen=True, kw_only=True):
 
 
 def modules_needed(pickled: bytes) -> set[str]:
-    """Every module that a pickle names, read from its opcodes without running it."""
-    modules: set[str] = set()
-    strings: list[str] = []
-    memo: dict[int, str | None] = {}
-    previous: str | None = None  # the text that the last opcode pushed, if it was one
-    for opcode, argument, _ in pickletools.genops(pickled):
-        pushed: str | None = None
-        if opcode.name in _TEXT_OPCODES:
-            pushed = str(argument)
-        elif opcode.name == "MEMOIZE":
-            memo[len(memo)] = previous
-        elif opcode.name in {"BINPUT", "LONG_BINPUT", "PUT"}:
-            memo[int(str(argument))] = previous
-        elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
-            pushed = memo.get(int(str(argument)))
-        elif opcode.name in {"GLOBAL", "INST"}:
-            modules.add(str(argument).split(" ")[0])
-        elif opcode.name == "STACK_GLOBAL":
-            # A pickle that hides the name from this reading is still met by the probe's own unpickler.
-            modules.add(strings[-2] if len(strings) > 1 else "?")
-        if pushed is not None:
-            strings.append(pushed)
-        if opcode.name not in {"MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"}:
-            previous = pushed
+    """Every module that a pickle names, read from its opcodes without running it; "?" for one that is hidden there.
+
+    Raises ValueError for bytes that are not a plain pickle: joblib's own format is none.
+    """
+    try:
+        modules = {module for module, _ in pickles.names_in(pickled)}
+    except Exception as error:
+        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
+    if any(module.startswith("joblib.numpy_pickle") for module in modules):
+        raise ValueError("joblib.dump wrote it")
     return modules
 
 
@@ -96,7 +80,7 @@ def check(request: CheckRequest) -> Servability:
             cure="choose a smaller estimator (fewer or shallower trees), or raise serving.max_mb",
         )
     content = verified(model, "model")
-    needed = _libraries(content, request.libraries, spec)
+    needed = _libraries(content, request, spec)
     allowed = [*request.allowed, *needed]
     if wrong := pickles.refused(content, allowed):
         raise NotServable(
@@ -116,21 +100,28 @@ def check(request: CheckRequest) -> Servability:
     )
 
 
-def _libraries(pickled: bytes, known: tuple[str, ...], spec: TrainingSpec) -> tuple[str, ...]:
+def _libraries(pickled: bytes, request: CheckRequest, spec: TrainingSpec) -> tuple[str, ...]:
     """The libraries beyond scikit-learn's own that a model needs. Raises NotServable for one not known to be there."""
-    roots = {module.partition(".")[0] for module in modules_needed(pickled)}
+    try:
+        roots = {module.partition(".")[0] for module in modules_needed(pickled)}
+    except ValueError as error:
+        raise NotServable(
+            f"the model of {spec.model_id} is no plain pickle ({error})",
+            cure="Service B reads what pickle.dumps wrote; joblib's own format and compressed files are not",
+        ) from None
     if forbidden := sorted(roots & _NEVER):
         raise NotServable(
             f"the model of {spec.model_id} names {', '.join(forbidden)}, which no estimator needs; it was not opened",
             cure="find out where this file came from",
         )
     needed = sorted(roots - _WITH_SCIKIT_LEARN - sys.stdlib_module_names)
-    there = {name.replace("-", "_").lower() for name in known}
+    there = {name.replace("-", "_").lower() for name in request.libraries}
     absent = [name for name in needed if name.lower() not in there]
-    if absent:
+    if absent and not request.any_library:
         raise NotServable(
             f"the model of {spec.model_id} needs {', '.join(absent)}, which Service B is not known to have",
-            cure="add it to serving.libraries if Service B has it, or choose an estimator of scikit-learn",
+            cure="add it to serving.libraries if Service B has it, choose an estimator of scikit-learn, or set"
+            ' serving.mismatch = "warn"',
         )
     return tuple(needed)
 

@@ -172,6 +172,22 @@ def test_a_model_of_another_scikit_learn_is_neither_published_nor_served(site: S
     assert site.run("sync-production", SERVING_SCIKIT_LEARN="1").status == 0
 
 
+def test_a_retrain_for_another_scikit_learn_is_refused_before_it_trains(site: Site, second_candidate: Saved) -> None:
+    site.restore(second_candidate)
+    ended = site.run("--json", "retrain", "Churn", SERVING_SCIKIT_LEARN="1.0")
+    assert ended.status == 1, ended
+    assert "would be trained with" in ended.told["jobs"][0]["error"]
+
+
+def test_where_another_scikit_learn_is_only_warned_of_the_model_is_published(
+    site: Site, second_candidate: Saved
+) -> None:
+    site.restore(second_candidate)
+    ended = site.run("publish", "Churn", SERVING_SCIKIT_LEARN="1.0", SERVING_MISMATCH="warn")
+    assert ended.status == 0, ended
+    assert "Service B has 1.0 (serving.mismatch = warn)" in ended.stderr
+
+
 def test_a_signed_estate_publishes_syncs_adopts_and_retrains(
     either_site: Site, first_candidate: Saved, tmp_path: Path
 ) -> None:

@@ -102,6 +102,28 @@ def test_with_json_an_error_is_one_object_on_stderr(
     assert for_eyes.stderr.splitlines()[0].startswith("servicectl: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("jobs", "shw"), "shw"),
+        (("retrain", "--sooner"), "--sooner"),
+        (("jobs", "show"), "JOB"),
+        (("jobs", "list", "--limit", "few"), "few"),
+        (("jobs",), "Usage: servicectl jobs"),
+    ],
+)
+def test_with_json_a_command_that_cannot_be_parsed_is_one_object_too(
+    site: Site, arguments: tuple[str, ...], said: str
+) -> None:
+    ended = site.run(*arguments, "--json")
+    assert (ended.status, ended.stdout) == (2, "")
+    told = json.loads(ended.stderr)
+    assert said in told["error"]
+    assert told["cure"].endswith(" --help")
+    assert told["exit_status"] == 2
+    assert "Usage: servicectl" in site.run(*arguments).stderr
+
+
 def test_with_json_every_result_is_one_object_on_stdout_with_the_status(site: Site, published: Saved) -> None:
     site.restore(published)
     job = site.jobs()[0]["id"]

@@ -16,15 +16,23 @@ from tests.parts.estate import MODELS, OLD_ROWS, Estate, Saved, Site, local_site
 from tests.parts.handler import fault
 from tests.parts.redis import redis_server, start_again, stop
 
-_HASTY = {"HANDLER_TIMEOUT_S": "1", "HANDLER_STATEMENT_DEADLINE_S": "2", "HANDLER_CLOCK_SKEW_S": "0.2"}
+_HASTY = {
+    "HANDLER_TIMEOUT_S": "1",
+    "HANDLER_STATEMENT_DEADLINE_S": "2",
+    "HANDLER_CLOCK_SKEW_S": "0.2",
+    "REDIS_TIMEOUT_S": "5",
+}
 _COMMANDS = (("publish", "Churn"), ("sync-production",), ("drift-check",))
+_RETRAIN = ("retrain", "Churn")
 
 
 @dataclass
 class Ground:
-    """`first`: a publish has just begun. `published`: each command has run without trouble; `picture` is what that left."""
+    """`blank`: rows and no model. `first`: a challenger waits to be published. `published`: each command has run without
+    trouble; `picture` is what that left."""
 
     estate: Estate
+    blank: Saved
     first: Saved
     published: Saved
     picture: dict[str, Any]
@@ -48,22 +56,22 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
         estate.empty()
         estate.rows(0, OLD_ROWS)
         site = local_site(estate, folder / "site")
+        site.ok("jobs", "prune")
+        blank = site.save("blank")
         site.ok("retrain", "Churn", "--no-publish")
-        # A publish that exists before the trouble comes: what `publish` has not begun yet is only typed again.
-        assert site.run("publish", "Churn", crash_at="publish/reserve/before").status == -signal.SIGKILL
         first = site.save("first")
         # A stalled Redis is waited for as long as its socket says, so these begin now and are asked for last.
         os.kill(silent.process.pid, signal.SIGSTOP)
         stalled = {}
-        for command in _COMMANDS:
+        for command in (*_COMMANDS, _RETRAIN):
             one = local_site(estate, folder / f"stalled-{command[0]}")
-            one.restore(first)
+            one.restore(blank if command is _RETRAIN else first)
             one.configure(MODELS, redis=silent.url)
             stalled[command[0]] = (one, one.start(*command, **_HASTY))
         site.restore(first)
         for command in _COMMANDS:
             site.ok(*command)
-        yield Ground(estate, first, site.save("published"), _picture(site), stalled)
+        yield Ground(estate, blank, first, site.save("published"), _picture(site), stalled)
         os.kill(silent.process.pid, signal.SIGCONT)
 
 
@@ -80,6 +88,44 @@ def test_with_redis_stopped_every_command_ends_in_75_and_is_carried_on_afterward
     assert all("Redis" in one.stderr for one in ended)
 
     _carried_on(ground, site)
+
+
+def test_a_retrain_while_the_handler_is_frozen_is_carried_on_to_the_same_model(ground: Ground, tmp_path: Path) -> None:
+    site = ground.site(tmp_path / "site", ground.blank)
+    with fault(ground.estate.client, "frozen"):
+        ended = site.run(*_RETRAIN, **_HASTY)
+    assert ended.status == 75, ended
+    assert "DuckDB handler" in ended.stderr
+
+    _made_and_carried_on(ground, site)
+
+
+def test_a_retrain_while_redis_is_stopped_is_carried_on_to_the_same_model(ground: Ground, tmp_path: Path) -> None:
+    site = ground.site(tmp_path / "site", ground.blank)
+    stop(ground.estate.redis)
+    try:
+        ended = site.run(*_RETRAIN, **_HASTY)
+    finally:
+        start_again(ground.estate.redis, ground.estate.folder)
+    assert ended.status == 75, ended
+    assert "Redis" in ended.stderr
+
+    _made_and_carried_on(ground, site)
+
+
+def test_a_retrain_that_loses_redis_before_its_publish_is_carried_on_to_the_same_model(
+    ground: Ground, tmp_path: Path
+) -> None:
+    site = ground.site(tmp_path / "site", ground.blank)
+    assert site.run(*_RETRAIN, crash_at="retrain/complete/recorded").status == -signal.SIGKILL
+    stop(ground.estate.redis)
+    try:
+        ended = site.run(*_RETRAIN, **_HASTY)
+    finally:
+        start_again(ground.estate.redis, ground.estate.folder)
+    assert ended.status == 75, ended
+
+    _made_and_carried_on(ground, site)
 
 
 def test_with_the_handler_frozen_every_command_ends_in_75_and_is_carried_on_afterwards(
@@ -115,7 +161,7 @@ def test_after_a_restart_of_redis_without_its_data_sync_production_restores_it(g
     assert site.served() == ground.picture["served"]
 
 
-@pytest.mark.parametrize("command", [command[0] for command in _COMMANDS])
+@pytest.mark.parametrize("command", [command[0] for command in (*_COMMANDS, _RETRAIN)])
 def test_with_redis_stalled_a_command_ends_in_75_and_is_carried_on_afterwards(ground: Ground, command: str) -> None:
     site, running = ground.stalled[command]
     ended = running.wait()
@@ -124,16 +170,23 @@ def test_with_redis_stalled_a_command_ends_in_75_and_is_carried_on_afterwards(gr
 
     site.configure(MODELS)  # Redis is there again
     site.estate.empty()
-    if command == "drift-check":
-        site.ok("publish", "Churn")
-        _carried_on(ground, site)
+    if command in ("publish", "retrain"):
+        _made_and_carried_on(ground, site)
         return
+    site.ok("publish", "Churn")
     assert site.run("jobs", "resume").status == 0
-    site.ok("drift-check")
+    if command == "sync-production":
+        site.ok("drift-check")
     assert _picture(site) == ground.picture
 
 
 def _carried_on(ground: Ground, site: Site) -> None:
     resumed = site.run("--json", "jobs", "resume")
     assert resumed.status == 0, resumed
+    assert _picture(site) == ground.picture
+
+
+def _made_and_carried_on(ground: Ground, site: Site) -> None:
+    assert site.run("jobs", "resume").status == 0
+    site.ok("drift-check")
     assert _picture(site) == ground.picture

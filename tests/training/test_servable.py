@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 from sklearn.compose import ColumnTransformer
@@ -15,6 +16,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from servicectl.errors import IntegrityError, ServicectlError
+from servicectl.files import sha256_of
 from servicectl.training import confine, floor
 from servicectl.training.child import WORKER
 from servicectl.training.fit import train
@@ -80,6 +82,30 @@ def test_a_model_that_does_not_take_columns_by_name_is_refused(
 
     with pytest.raises(NotServable, match=r"columns (are )?shuffled"):
         checked(bank_before, product(tmp_path / "m.pkl", model))
+
+
+def test_an_order_that_changes_only_the_confidence_is_noticed(tmp_path: Path, bank_before: Path) -> None:
+    given = rows(bank_before)
+    array = given.frame().to_numpy()
+    model = DecisionTreeClassifier(min_samples_leaf=2000, random_state=0).fit(array, given.labels)
+    assert set(model.predict(array)) == {0}  # rare positives: no leaf's majority
+
+    with pytest.raises(NotServable, match="with another confidence"):
+        checked(bank_before, product(tmp_path / "m.pkl", model))
+
+
+@pytest.mark.parametrize("kind", ["joblib", "compressed", "text", "nothing"])
+def test_a_file_that_is_no_plain_pickle_is_refused_in_words(tmp_path: Path, bank_before: Path, kind: str) -> None:
+    given = rows(bank_before)
+    model = by_name(("model", DecisionTreeClassifier(max_depth=3))).fit(given.frame(), given.labels)
+    path = tmp_path / "m.pkl"
+    if kind in ("joblib", "compressed"):
+        joblib.dump(model, path, compress=3 if kind == "compressed" else 0)
+    else:
+        path.write_bytes(b"a model, honestly" if kind == "text" else b"")
+
+    with pytest.raises(NotServable, match="is no plain pickle"):
+        checked(bank_before, ProductFile(str(path), sha256_of(path), path.stat().st_size))
 
 
 def test_a_model_that_answers_text_is_refused(tmp_path: Path, bank_before: Path) -> None:
