@@ -51,6 +51,7 @@ BLOCK_ROWS = 16_384
 _SCHEMA = 1  # of what checkpoints hold
 _POOL_BYTES = 40 << 20
 _AHEAD_BLOCKS = 6
+_AHEAD_TABLES = 1  # and one in hand, one being read
 _SURVEY_ROWS = 16_000_000  # between checkpoints of the survey, which are large
 _FIT_ROWS = 2_000_000  # between checkpoints of the fit
 _CURVE_POINTS = 200
@@ -161,22 +162,31 @@ def surveyed(file: SnapshotFile, kept: Checkpoints) -> Plan:
     every = _pieces_of(_SURVEY_ROWS, state.outline.training)
     patience = Patience(file.spec.serving_first)
     while state.passed < 2:
-        for piece in state.outline.training[state.pieces :]:
-            patience.wait()
-            if state.passed == 0:
-                state.survey.first(file, state.outline, piece)
-            else:
-                state.survey.second(file, piece)
-            state.pieces += 1
-            give_back()
-            if state.pieces % every == 0:
-                state = kept.saved("survey", state)
+        columns = state.survey.columns(file.spec, state.passed)
+        remaining = state.outline.training[state.pieces :] if columns else ()
+        with Ahead(_tables(file, remaining, columns), _AHEAD_TABLES) as tables:
+            for table in tables:
+                patience.wait()
+                if state.passed == 0:
+                    state.survey.first(table, file, state.outline)
+                else:
+                    state.survey.second(table, file.spec)
+                state.pieces += 1
+                give_back()
+                if state.pieces % every == 0:
+                    state = kept.saved("survey", state)
         if state.passed == 0:
             state.survey.prepare()
         state.passed, state.pieces = state.passed + 1, 0
         state = kept.saved("survey", state)
     saved: Plan = kept.saved("plan", _planned(state, file.spec))
     return saved
+
+
+def _tables(file: SnapshotFile, pieces: Sequence[Piece], columns: Sequence[str]) -> Iterator[pa.Table]:
+    mine = SnapshotFile(file.path, file.spec)  # of this thread
+    for piece in pieces:
+        yield mine.table(piece, columns)
 
 
 def _planned(state: _Surveying, spec: TrainingSpec) -> Plan:

@@ -26,7 +26,7 @@ from servicectl.training.baseline import (
 from servicectl.training.column_statistics import CategoricalColumn, NumericColumn
 from servicectl.training.frame import MOST_CATEGORIES, moment, too_many_categories
 from servicectl.training.labels import CodedClasses, coded_classes
-from servicectl.training.parquet import Outline, Piece, SnapshotFile, coded, numbers, texts
+from servicectl.training.parquet import Outline, SnapshotFile, coded, numbers, texts
 from servicectl.training.spec import TrainingSpec
 
 
@@ -50,10 +50,15 @@ class Survey:
             NumericColumn(),
         )
 
-    def first(self, file: SnapshotFile, outline: Outline, piece: Piece) -> None:
+    def columns(self, spec: TrainingSpec, passed: int) -> list[str]:
+        """What the first (`passed` 0) or the second pass reads; none: it has nothing to do."""
+        if passed == 0:
+            return [spec.entity_column, spec.time_column, spec.label, *spec.features]
+        return [*self.numeric, *([spec.label] if spec.task == "regression" else [])]
+
+    def first(self, table: pa.Table, file: SnapshotFile, outline: Outline) -> None:
         """Moments, categories, labels and the sample. Raises BadData for a category that is an identifier."""
         spec = file.spec
-        table = file.table(piece, [spec.entity_column, spec.time_column, spec.label, *spec.features])
         for name, column in self.numeric.items():
             column.first(numbers(table.column(name)))
         for name, categories in self.categorical.items():
@@ -67,20 +72,15 @@ class Survey:
             values, counts = np.unique(labels, return_counts=True)
             self.labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         picked = sample_positions(outline.rows_trained, spec.seed)
-        inside = picked[(picked >= self.seen) & (picked < self.seen + len(piece))] - self.seen
+        inside = picked[(picked >= self.seen) & (picked < self.seen + len(table))] - self.seen
         self.sample.append(table.take(pa.array(inside)))
-        self.seen += len(piece)
+        self.seen += len(table)
 
     def prepare(self) -> None:
         for column in (*self.numeric.values(), self.target):
             column.prepare(QUANTILES)
 
-    def second(self, file: SnapshotFile, piece: Piece) -> None:
-        spec = file.spec
-        names = [*self.numeric, *([spec.label] if spec.task == "regression" else [])]
-        if not names:
-            return
-        table = file.table(piece, names)
+    def second(self, table: pa.Table, spec: TrainingSpec) -> None:
         for name, column in self.numeric.items():
             column.second(numbers(table.column(name)))
         if spec.task == "regression":

@@ -64,10 +64,10 @@ def surveyed(path: Path, spec: TrainingSpec) -> tuple[SnapshotFile, Any, Survey]
     outline = file.outline()
     survey = Survey.empty(outline)
     for piece in outline.training:
-        survey.first(file, outline, piece)
+        survey.first(file.table(piece, survey.columns(spec, 0)), file, outline)
     survey.prepare()
     for piece in outline.training:
-        survey.second(file, piece)
+        survey.second(file.table(piece, survey.columns(spec, 1)), spec)
     return file, outline, survey
 
 
