@@ -50,7 +50,7 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(f"bench.{name.replace('-', '_')}")
 
 
-def _print_table(title: str, figures: dict[str, float], most: dict[str, float], least: dict[str, float]) -> None:
+def _print_table(title: str, figures: dict[str, float | None], most: dict[str, float], least: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -61,6 +61,9 @@ def _print_table(title: str, figures: dict[str, float], most: dict[str, float], 
     table.add_column("at least", justify="right")
     table.add_column("")
     for name, value in figures.items():
+        if value is None:
+            table.add_row(name, "n/a")
+            continue
         over, under = value > most.get(name, math.inf), value < least.get(name, -math.inf)
         verdict = "[bold red]over[/]" if over else "[bold red]under[/]" if under else "[green]ok[/]"
         known = name in most or name in least
@@ -73,7 +76,7 @@ def main() -> None:
     arguments = _arguments()
     module = _module(arguments.name)
     own = {name: value for name, value in vars(arguments).items() if name not in ("name", "json")}
-    figures: dict[str, float] = module.run(**own)
+    figures: dict[str, float | None] = module.run(**own)
     if arguments.json:
         print(json.dumps(figures))
     else:

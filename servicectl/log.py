@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable
@@ -50,7 +51,9 @@ def event(level: Level, text: str) -> None:
     if level > _verbosity:
         return
     prefix = f"<{int(level)}>" if os.environ.get("JOURNAL_STREAM") else ""
-    print(prefix + " ".join(text.splitlines()), file=sys.stderr, flush=True)
+    # A log that is full or was closed must not end the work that it tells of.
+    with contextlib.suppress(OSError):
+        print(prefix + " ".join(text.splitlines()), file=sys.stderr, flush=True)
 
 
 def alert(text: str) -> None:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -177,7 +178,7 @@ def test_a_damaged_file_is_told_with_a_recipe_and_nothing_is_deleted(
             use()
 
         assert "nothing was deleted" in caught.value.cure
-        assert "restore the last backup" in caught.value.cure
+        assert "servicectl jobs restore FILE" in caught.value.cure
     assert store.path.read_bytes() == before
 
 
@@ -194,10 +195,130 @@ def test_the_wal_of_another_file_is_refused_and_kept(store: Store, tmp_path: Pat
     with pytest.raises(StoreError, match="foreign WAL") as caught:
         _insert(store, "second")
 
-    assert f"removing {foreign}" in caught.value.cure
+    assert "servicectl jobs restore FILE" in caught.value.cure
     assert foreign.read_bytes() == before
     foreign.unlink()
     assert _names(store) == ["first"]
+
+
+def _left_wal(store: Store, *names: str) -> Path:
+    """What a killed process leaves: committed rows in the WAL."""
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+        for name in names:
+            connection.execute("INSERT INTO requests VALUES ('made', ?, uuid())", [name])
+    return Path(f"{store.path}.wal")
+
+
+def _found_or_refused(store: Store) -> list[str] | StoreError:
+    try:
+        return _names(store)
+    except StoreError as error:
+        return error
+
+
+def test_a_wal_with_a_damaged_byte_is_refused_and_kept_and_never_gives_anything_but_a_beginning(store: Store) -> None:
+    """DuckDB takes a damaged length for the end of the WAL; whatever else is damaged, its checksum tells."""
+    committed = [f"row {number:02}" for number in range(20)]
+    wal = _left_wal(store, *committed)
+    whole, refused = wal.read_bytes(), 0
+
+    for place in range(100, len(whole), len(whole) // 12):
+        harmed = bytearray(whole)
+        harmed[place] ^= 255
+        wal.write_bytes(harmed)
+        found = _found_or_refused(store)
+        if isinstance(found, StoreError):
+            refused += 1
+            assert "is damaged or has a foreign WAL" in found.message
+            assert "nothing was deleted" in found.cure
+            assert isinstance(_found_or_refused(store), StoreError)
+        else:
+            assert found[1:] == committed[: len(found) - 1]
+        assert wal.read_bytes() == harmed
+
+    assert refused >= 3
+
+
+@pytest.mark.parametrize(("cut", "zeros", "expected"), [(7, 0, ["kept"]), (0, 4096, ["kept", "last"])])
+def test_a_wal_that_power_loss_tore_at_its_end_gives_what_was_whole(
+    store: Store, cut: int, zeros: int, expected: list[str]
+) -> None:
+    wal = _left_wal(store, "kept", "last")
+    content = wal.read_bytes()
+    wal.write_bytes(content[: len(content) - cut] + bytes(zeros))
+
+    assert _names(store) == ["first", *expected]
+    _insert(store, "second")
+    assert _names(store) == ["first", *expected, "second"]
+
+
+def test_a_folder_where_the_file_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "servicectl.duckdb").mkdir()
+
+    for use in (lambda: _insert(Store(tmp_path), "one"), lambda: _names(Store(tmp_path))):
+        with pytest.raises(StoreError, match=str(tmp_path / "servicectl.duckdb")) as caught:
+            use()
+
+        assert caught.value.cure
+
+
+def test_a_store_whose_version_somebody_deleted_is_no_job_store(store: Store) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("DELETE FROM schema_info")
+
+    with pytest.raises(StoreError, match="is no job store of servicectl"):
+        _insert(store, "second")
+
+
+def _lock_is_a_folder(store: Store) -> None:
+    (store.folder / "servicectl.duckdb.lock").unlink()
+    (store.folder / "servicectl.duckdb.lock").mkdir()
+
+
+def _newer(store: Store) -> None:
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("UPDATE schema_info SET version = 99")
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (lambda store: _junk(store.path), "is damaged"),
+        (_newer, "schema version 99"),
+        (_lock_is_a_folder, "servicectl.duckdb.lock cannot be opened: Is a directory"),
+    ],
+)
+def test_a_command_over_a_store_that_cannot_be_used_ends_in_1_with_the_next_thing_to_do(
+    store: Store, harm: Callable[[Store], None], says: str
+) -> None:
+    harm(store)
+
+    ended = _command(store.folder, "jobs", "list")
+
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert says in ended.stderr
+    assert "next: " in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_command_over_a_store_that_is_held_ends_in_75(start: Start, store: Store) -> None:
+    with store.transaction():
+        busy = _command(store.folder, "jobs", "list")
+    other = start("open")
+    assert other.line() == "open"
+    held = _command(store.folder, "jobs", "list")
+
+    assert (busy.returncode, held.returncode) == (75, 75)
+    assert "was busy for 0.3 s" in busy.stderr
+    assert f"PID {other.process.pid}" in held.stderr
+
+
+def _command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    config = folder / "servicectl.toml"
+    config.write_text(f"[state]\nfolder = '{folder}'\n[jobs]\nlock_wait_s = 0.3\n")
+    command = [sys.executable, "-m", "servicectl", "--config", str(config), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 def test_a_program_that_holds_the_file_open_makes_us_busy_after_the_deadline(start: Start, store: Store) -> None:
@@ -271,6 +392,36 @@ def test_a_state_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
     assert "[state] folder" in caught.value.cure
 
 
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [("nfs4", True), ("cifs", True), ("fuse.rclone", True), ("fuse.fuse-overlayfs", False), ("ext4", False)],
+)
+def test_a_network_file_system_is_refused_because_its_locks_cannot_be_trusted(
+    tmp_path: Path, kind: str, refused: bool
+) -> None:
+    """Seen through another list of mounts, in a mount namespace of its own: a space in the name, mounts in mounts."""
+    folder = tmp_path / "a share" / "state"
+    mounts = tmp_path / "mounts"
+    place = str(folder.parent).replace(" ", "\\040")
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/b {tmp_path} xfs rw 0 0\nserver:/c {place} {kind} rw 0 0\n")
+    store = "import sys; from pathlib import Path; from servicectl.store import Store; s = Store(Path(sys.argv[1]))"
+    begin = f"{store}\ntry:\n with s.transaction(): print('made')\nexcept Exception as error: print(type(error).__name__, error)"
+    shell = 'mount --bind "$1" /proc/$$/mounts || exit 77; exec "$2" -c "$3" "$4"'
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", shell, "sh", str(mounts), sys.executable, begin, str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if os.getuid() != 0 or ran.returncode == 77:
+        pytest.skip("only root can mount")
+
+    told = f"StoreError the state folder {folder} is on a network file system ({kind})"
+    assert ran.stdout.startswith(told if refused else "made"), ran.stdout + ran.stderr
+    assert (folder / "servicectl.duckdb").exists() is not refused
+
+
 _AS_NOBODY = """
 import os, sys
 from pathlib import Path
@@ -302,14 +453,14 @@ def _as_nobody(folder: Path, what: str) -> str:
 
 
 @pytest.fixture
-def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def public() -> Iterator[Path]:
     """A folder that every user can reach."""
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
-    folder = tmp_path_factory.mktemp("public")
-    for one in (folder, *(parent for parent in folder.parents if parent.stat().st_mode & 0o777 == 0o700)):
-        one.chmod(0o755)
-    return folder
+    # Not below pytest's own folder: each further run of pytest closes that to other users again.
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
 
 
 @pytest.mark.root
@@ -331,6 +482,22 @@ def test_a_user_without_the_rights_is_told_what_to_do(public: Path, mode: int, w
 
     assert said.startswith(expected.format(public))
     assert re.search("owner|owns", said)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["write", "read"])
+def test_a_file_that_another_user_left_in_ones_own_folder_is_told(public: Path, what: str) -> None:
+    _insert(Store(public), "one")
+    (public / "servicectl.duckdb").chmod(0o600)
+    for path in (public, public / "servicectl.duckdb.lock"):
+        os.chown(path, 65534, 65534)
+
+    said = _as_nobody(public, what)
+
+    assert said.startswith("StoreError ")
+    assert f"{public}/servicectl.duckdb" in said
+    assert "Permission denied" in said
+    assert "run as the owner" in said
 
 
 @pytest.mark.root
@@ -360,6 +527,24 @@ def test_a_read_only_file_system_is_told(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="Read-only file system"):
             _names(Store(tmp_path))
         assert caught.value.cure
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.root
+def test_a_disk_too_full_for_a_new_store_is_told_and_nothing_half_made_stays(tmp_path: Path) -> None:
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(tmp_path)]
+    if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
+        pytest.skip("only root can mount")
+    try:
+        with pytest.raises(StoreError, match="no space left") as caught:
+            _insert(Store(tmp_path), "one")
+
+        assert "df -h" in caught.value.cure
+        assert [path.name for path in tmp_path.iterdir()] == ["servicectl.duckdb.lock"]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(tmp_path)], check=True)
+        _insert(Store(tmp_path), "one")
+        assert _names(Store(tmp_path)) == ["one"]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Literal
 from msgspec import Struct
 
 from servicectl.errors import ServicectlError
+from servicectl.store import owner
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
 
 Health = Literal["ok", "warning", "failed"]
-
-_TIMERS = ("sync-production", "drift-check", "retrain", "resume")
 
 
 class Check(Struct, frozen=True):
@@ -28,13 +27,17 @@ class Check(Struct, frozen=True):
     cure: str = ""
 
 
-def examine(world: World) -> Iterator[Check]:
-    """Every check in turn; one that fails does not stop the next."""
+def examine(world: World, root: Path = Path("/")) -> Iterator[Check]:
+    """Every check in turn; one that fails does not stop the next. `root`: where units and cron's tables are looked for."""
     for party, look in _CHECKS.items():
         try:
             yield look(world)
         except ServicectlError as error:
             yield Check(party, "failed", error.message, error.cure)
+    try:
+        yield from _timers(world, root)
+    except ServicectlError as error:
+        yield Check("timers", "failed", error.message, error.cure)
 
 
 def create_view(world: World) -> None:
@@ -180,7 +183,7 @@ def _trust(world: World) -> Check:
 def _snapshots(world: World) -> Check:
     """A real COPY: the only proof that the handler and we mean the same folder."""
     ours, theirs = world.config.snapshot_folder, world.config.snapshot_folder_handler
-    ours.mkdir(parents=True, exist_ok=True, mode=0o2770)
+    ours.mkdir(parents=True, exist_ok=True, mode=0o770)
     name = f"servicectl-{uuid.uuid4().hex}.parquet"
     try:
         world.registry.copy_to_parquet("SELECT 1 AS probe", f"{theirs}/{name}")
@@ -197,24 +200,41 @@ def _snapshots(world: World) -> Check:
     return Check("snapshot folder", "ok", f"the handler writes to {ours}; {free:.0f} GB free")
 
 
-def _timers(_world: World) -> Check:
-    enabled = [
-        name
-        for name in _TIMERS
-        if (Path("/etc/systemd/system/timers.target.wants") / f"servicectl-{name}.timer").exists()
-    ]
-    crontab = Path("/etc/cron.d/servicectl").exists()
-    if len(enabled) == len(_TIMERS):
-        return Check("timers", "ok", "systemd runs all four")
-    if crontab and not enabled:
-        return Check("timers", "ok", "cron runs them (/etc/cron.d/servicectl)")
-    missing = ", ".join(name for name in _TIMERS if name not in enabled)
-    return Check(
-        "timers",
-        "warning",
-        f"not scheduled: {missing}",
-        "docs/timers.md: systemctl enable --now servicectl-*.timer, or cron",
-    )
+def _timers(world: World, root: Path) -> Iterator[Check]:
+    """What starts jobs by the calendar, and every known trap in it."""
+    from servicectl.actions.doctor_timers import Machine, by_systemd, findings, own_table, states_of
+    from servicectl.actions.installed_timers import JOBS, read
+    from servicectl.actions.slots import schedules
+    from servicectl.jobs.slots import machine_zone
+
+    ours = root == Path("/")
+    home = Path(os.environ.get("HOME", "/")) if ours else None
+    readable = os.access(root / "var/spool/cron/crontabs", os.R_OK | os.X_OK)
+    own = own_table() if ours and not readable else ""
+    installed = read(root, home=home, user=str(owner()["user"]), own_table=own)
+    units = {timer.command.job for timer in installed.timers}
+    lines = {line.command.job for line in installed.lines}
+    if absent := [job for job in JOBS if job not in units | lines]:
+        cure = "docs/timers.md: systemctl enable --now servicectl-{sync-production,drift-check,retrain,resume}.timer, or cron"
+        yield Check("timers", "warning", f"not scheduled: {', '.join(absent)}", cure)
+    else:
+        by = (
+            "systemd runs all four"
+            if units == set(JOBS)
+            else "cron runs all four"
+            if not units
+            else "systemd and cron share them"
+        )
+        yield Check("timers", "ok", by)
+    booted = ours and Path("/run/systemd/system").exists()
+    states = states_of(installed.timers) if booted else {}
+    machine = Machine(machine_zone(root), world.clock.now(), by_systemd, lambda path: _is_program(root, path), states)
+    for one in findings(installed, schedules(world), machine):
+        yield Check("timers", one.health, one.says, one.cure)
+
+
+def _is_program(root: Path, path: str) -> bool:
+    return os.access(root / path.lstrip("/"), os.X_OK)
 
 
 _CHECKS: dict[str, Callable[[World], Check]] = {
@@ -230,5 +250,4 @@ _CHECKS: dict[str, Callable[[World], Check]] = {
     "artifact store": _artifacts,
     "trust": _trust,
     "snapshot folder": _snapshots,
-    "timers": _timers,
 }

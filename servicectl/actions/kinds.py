@@ -32,6 +32,10 @@ _MODULES = {
 }
 
 
+def all_names() -> tuple[str, ...]:
+    return tuple(_MODULES)
+
+
 def serving_scope(model_id: str) -> str:
     """Held by whoever writes a model's registry rows, pointer or Redis keys."""
     return f"serving:{model_id}"

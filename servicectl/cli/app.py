@@ -21,6 +21,8 @@ from servicectl.cli import (
     publish,
     retrain,
     rollback,
+    schedules,
+    selftest,
     sync_production,
     trust,
 )
@@ -66,3 +68,5 @@ app.add_typer(alarms.app, name="alarms")
 app.add_typer(drift_history.app, name="drift")
 app.add_typer(trust.app, name="trust")
 app.add_typer(models.app, name="models")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(selftest.app, name="selftest")

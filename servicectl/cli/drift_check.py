@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from servicectl.cli.common import epilog, session
+from servicectl.cli.common import SCHEDULED_HELP, epilog, for_timer, session
 
 HELP = """Measure drift (Service C or builtin), judge it, write it down, and retrain what uses a drifted feature.
 
@@ -37,11 +37,13 @@ def drift_check(
             min=1e-6, max=0.5, help="With --calibrate: the chance of any false alarm in one check. [drift] false_alarms"
         ),
     ] = None,
+    scheduled: Annotated[bool, typer.Option("--scheduled", help=SCHEDULED_HELP)] = False,
     detailed_exitcode: Annotated[bool, typer.Option(help="End in 10 when drift was found.")] = False,
 ) -> None:
     from servicectl.actions import drift_check as action
+    from servicectl.actions import slots
     from servicectl.cli.outcome import end_with
-    from servicectl.errors import ExitStatus
+    from servicectl.errors import ExitStatus, UsageError
 
     at = session(context)
     if calibrate:
@@ -51,13 +53,20 @@ def drift_check(
         with at.working("drift-check --calibrate"):
             found = measure(at.world, budget)
         at.end({"calibration": found}, lambda: print_calibration(at.screen, found))
+    if scheduled and queue_only:
+        raise UsageError("--scheduled takes what it does from the configuration", cure='set [drift] retrain = "queue"')
     with at.working("drift-check"):
-        ran = action.start(at.world, queue_only=queue_only)
+        ran = (
+            slots.start(at.world, "drift-check")
+            if for_timer(scheduled=scheduled)
+            else action.start(at.world, queue_only=queue_only)
+        )
     if explain and not at.as_json:
         from servicectl.actions.drift_explain import evidence
-        from servicectl.cli.drift_views import print_evidence
+        from servicectl.cli.drift_views import print_decay, print_evidence
 
         for one in ran:
             if one.job.kind == "drift-check" and one.job.result is not None:
                 print_evidence(at.screen, evidence(at.world, one.job.result))
+                print_decay(at.screen, one.job.result.get("decay", ()))
     end_with(at, ran, detailed={"drift": ExitStatus.DRIFT_FOUND} if detailed_exitcode else None)

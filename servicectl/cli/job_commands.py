@@ -7,11 +7,11 @@ from servicectl.cli.session import Session
 LIST_LIMIT = 25
 
 
-def list_jobs(at: Session, *, limit: int | None = LIST_LIMIT, unfinished: bool = False) -> None:
+def list_jobs(at: Session, *, limit: int | None = LIST_LIMIT, unfinished: bool = False, failed: bool = False) -> None:
     from servicectl.cli import job_views
 
     runner = at.world.runner
-    found = runner.table.newest(limit=limit or 1_000_000, unfinished_only=unfinished)
+    found = runner.table.newest(limit=limit or 1_000_000, unfinished_only=unfinished, failed_only=failed)
     shown = [job_views.view(job, interrupted=runner.is_interrupted(job)) for job in found]
     at.end({"jobs": shown}, lambda: job_views.print_list(at.screen, shown, at.world.clock.now()))
 
@@ -20,6 +20,16 @@ def resume(at: Session, job: str | None = None) -> None:
     from servicectl.cli.outcome import end_with
 
     runner = at.world.runner
+    if job is not None:
+        with at.working("resume"):
+            ran = runner.run_with_children(runner.table.find(job).job_id)
+        end_with(at, ran)
+    from servicectl import log
+    from servicectl.actions import slots
+
     with at.working("resume"):
-        ran = runner.resume() if job is None else runner.run_with_children(runner.table.find(job).job_id)
-    end_with(at, ran)
+        wrong = slots.take_missed(at.world)
+        for error in wrong:
+            log.error(str(error))
+        ran = runner.resume()
+    end_with(at, ran, also=[error.exit_status for error in wrong])

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from servicectl.cli.session import Session
 
 
-def end_with(at: Session, ran: Sequence[Ran], detailed: Mapping[str, ExitStatus] | None = None) -> NoReturn:
-    """Show each job, and leave with the worst status. `detailed` turns outcomes into statuses of their own."""
+def end_with(
+    at: Session, ran: Sequence[Ran], detailed: Mapping[str, ExitStatus] | None = None, also: Sequence[ExitStatus] = ()
+) -> NoReturn:
+    """Show each job, and leave with the worst status, of those in `also` too.
+
+    `detailed` turns outcomes into statuses of their own.
+    """
     statuses = [_status(one, detailed=detailed is not None) for one in ran]
     statuses += [
         status for outcome, status in (detailed or {}).items() if any(one.job.outcome == outcome for one in ran)
     ]
-    at.end({"jobs": [as_json(one) for one in ran]}, lambda: _show(at, ran), worst(statuses))
+    at.end({"jobs": [as_json(one) for one in ran]}, lambda: _show(at, ran), worst([*statuses, *also]))
 
 
 def _status(one: Ran, *, detailed: bool) -> ExitStatus:

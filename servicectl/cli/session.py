@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from servicectl import log
 from servicectl.cli.screen import Screen
-from servicectl.errors import ExitStatus
+from servicectl.errors import ExitStatus, ServicectlError
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -27,20 +27,31 @@ class Session:
     def world(self) -> World:
         from servicectl import config
         from servicectl.actions.world import World
+        from servicectl.jobs.owner import trigger
 
-        return World(config.load(config.find(self.config_path)), trigger=_trigger())
+        return World(config.load(config.find(self.config_path)), trigger=trigger())
 
     def end(
         self, payload: Mapping[str, Any], render: Callable[[], None], status: ExitStatus = ExitStatus.OK
     ) -> NoReturn:
         """Tell the result on stdout, as one JSON object or for a reader, and leave with the status."""
-        if self.as_json:
-            import msgspec
+        try:
+            if self.as_json:
+                import msgspec
 
-            print(msgspec.json.encode({**payload, "exit_status": int(status)}).decode())
-        else:
-            render()
-        sys.stdout.flush()
+                print(msgspec.json.encode({**payload, "exit_status": int(status)}).decode())
+            else:
+                render()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is still buffered would fail again, with a status of its own, when the interpreter ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise ServicectlError(
+                f"the result could not be written to stdout: {error.strerror}",
+                cure="what was done stands and is on record: servicectl jobs list",
+            ) from None
         sys.exit(int(status))
 
     @contextmanager
@@ -57,13 +68,6 @@ class Session:
                 yield
             finally:
                 log.on_progress(None)
-
-
-def _trigger() -> str:
-    """Who started this: told by our units and crontab, else guessed from systemd's own mark."""
-    if told := os.environ.get("SERVICECTL_TRIGGER"):
-        return told
-    return "timer" if os.environ.get("INVOCATION_ID") and not sys.stdin.isatty() else "operator"
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:

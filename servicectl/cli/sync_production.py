@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from servicectl.cli.common import epilog, session
+from servicectl.cli.common import SCHEDULED_HELP, epilog, for_timer, session
 
 HELP = """Put every production model into Redis, as the artifact store's pointers say.
 
@@ -24,11 +24,21 @@ def sync_production(
     allow_remove: Annotated[
         bool, typer.Option(help="Also withdraw names that have no row at all, down to none.")
     ] = False,
+    scheduled: Annotated[bool, typer.Option("--scheduled", help=SCHEDULED_HELP)] = False,
 ) -> None:
+    from servicectl.actions import slots
     from servicectl.actions import sync_production as action
     from servicectl.cli.outcome import end_with
+    from servicectl.errors import UsageError
 
     at = session(context)
+    if scheduled and allow_remove:
+        raise UsageError(
+            "--allow-remove needs an operator, not a timer", cure="servicectl sync-production --allow-remove"
+        )
     with at.working("sync-production"):
-        ran = action.start(at.world, allow_remove=allow_remove)
+        if for_timer(scheduled=scheduled):
+            ran = slots.start(at.world, "sync-production")
+        else:
+            ran = action.start(at.world, allow_remove=allow_remove)
     end_with(at, ran)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,12 +11,12 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from servicectl import crash, log
-from servicectl.errors import Busy, StoreError
-from servicectl.files import sha256_of
+from servicectl.errors import Busy, ServicectlError, StoreError
 from servicectl.jobs import signals
 from servicectl.jobs.locks import Locks
 from servicectl.jobs.model import Job, Step
-from servicectl.jobs.table import StepChange
+from servicectl.jobs.products import is_intact, mapped, products
+from servicectl.jobs.steps import StepChange
 
 Value = TypeVar("Value")
 
@@ -28,6 +29,14 @@ class StepSink(Protocol):
 
 class Cancelled(Exception):
     """The operator asked this job to stop."""
+
+
+class Unrecorded(Exception):
+    """The store could not be written: the store's trouble, not the job's, which a later run carries on."""
+
+    def __init__(self, trouble: ServicectlError) -> None:
+        super().__init__(str(trouble))
+        self.trouble = trouble
 
 
 class JobContext:
@@ -67,7 +76,7 @@ class JobContext:
         self._passed.add(name)
         known, stale = self._steps.get(name), None
         if known is not None and known.state == "COMPLETED":
-            if self._products_are_intact(known.output):
+            if all(is_intact(product) for product in products(self.located(known.output))):
                 return self._converted(name, known.output, returns)
             stale = known.seq
             self._steps = {other: step for other, step in self._steps.items() if step.seq < known.seq}
@@ -127,7 +136,10 @@ class JobContext:
 
     def _write(self, change: StepChange) -> None:
         with signals.deferred():
-            cancel = self._table.change_steps(self.job, change)
+            try:
+                cancel = self._table.change_steps(self.job, change)
+            except ServicectlError as trouble:
+                raise Unrecorded(trouble) from trouble
             if change.completed is not None:
                 self._unrecorded = None
             if change.failed is not None:
@@ -144,16 +156,17 @@ class JobContext:
         except msgspec.ValidationError as error:
             raise StoreError(
                 f"step {name!r} of job {self.job.short_id} has a stored result this program cannot read: {error}",
-                cure=f"start it anew, or servicectl jobs retry {self.job.short_id} with the release that began it",
+                cure=f"servicectl jobs retry {self.job.short_id} --from {shlex.quote(name)}  does it again; or use the "
+                "release that began it",
             ) from None
 
     def portable(self, value: Any) -> Any:
         """File paths below the state folder are stored relative to it, so that the folder can be moved."""
-        return _map_products(value, self._relative)
+        return mapped(value, self._relative)
 
     def located(self, value: Any) -> Any:
         """The inverse of `portable`, for a job's spec or another job's result."""
-        return _map_products(value, self._absolute)
+        return mapped(value, self._absolute)
 
     def _relative(self, product: dict[str, Any]) -> dict[str, Any]:
         path = Path(product["path"])
@@ -162,27 +175,3 @@ class JobContext:
 
     def _absolute(self, product: dict[str, Any]) -> dict[str, Any]:
         return {**product, "path": str(self._state_folder / product["path"])}
-
-    def _products_are_intact(self, output: Any) -> bool:
-        found: list[dict[str, Any]] = []
-
-        def collect(product: dict[str, Any]) -> dict[str, Any]:
-            found.append(product)
-            return product
-
-        _map_products(self.located(output), collect)
-        return all(_is_intact(product) for product in found)
-
-
-def _is_intact(product: dict[str, Any]) -> bool:
-    path = Path(product["path"])
-    return path.is_file() and path.stat().st_size == product["bytes"] and sha256_of(path) == product["sha256"]
-
-
-def _map_products(value: Any, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
-    if isinstance(value, dict):
-        mapped = {key: _map_products(member, change) for key, member in value.items()}
-        return change(mapped) if {"path", "sha256", "bytes"} <= mapped.keys() else mapped
-    if isinstance(value, list):
-        return [_map_products(member, change) for member in value]
-    return value

@@ -45,6 +45,9 @@ EDGES: Mapping[str, tuple[State | None, State, str]] = {
 }
 
 
+OWNER_DIED = "its owner had died"  # the detail of a `stop` that its owner did not take itself
+
+
 @dataclass(frozen=True)
 class NewJob:
     """A job to submit. `spec` is small JSON; `request_id` makes repeats return the same job."""
@@ -87,6 +90,10 @@ class Job:
     @property
     def ended(self) -> bool:
         return self.state in ENDED
+
+    def is_due(self, now: datetime) -> bool:
+        """Whether a waiting job may run. One that was put off in the future is due: the clock was set back since."""
+        return self.not_before <= now or self.updated_at > now
 
     @property
     def short_id(self) -> str:

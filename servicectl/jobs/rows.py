@@ -31,6 +31,12 @@ def job_rows(connection: Any, where: str, values: Sequence[Any], tail: str = "")
     return [_job(row) for row in rows]
 
 
+def moved_jobs(connection: Any, update: str, values: Sequence[Any]) -> list[Job]:
+    """The jobs that an UPDATE changed, as they are now; reading them again would cost a statement more."""
+    rows = connection.execute(f"{update} RETURNING {_COLUMNS}", list(values)).fetchall()
+    return [_job(row) for row in rows]
+
+
 def _job(row: Sequence[Any]) -> Job:
     values = dict(zip(Job.__dataclass_fields__, row, strict=True))
     with _read_back(row[0]):
@@ -47,7 +53,7 @@ def _read_back(job_id: str) -> Iterator[None]:
     except (ValueError, msgspec.DecodeError) as error:
         raise StoreError(
             f"job {job_id} holds a value this program cannot read ({error}); was the table edited by hand?",
-            cure="restore the row from a backup of the state folder",
+            cure="correct it, or put a backup back: servicectl jobs restore FILE",
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,12 +12,13 @@ from servicectl import crash, log
 from servicectl.clock import SYSTEM, Clock, stored
 from servicectl.errors import Busy, ExitStatus, ServicectlError, TryAgain
 from servicectl.jobs import signals
-from servicectl.jobs.context import Cancelled, JobContext
+from servicectl.jobs.context import Cancelled, JobContext, Unrecorded
 from servicectl.jobs.locks import Locks
 from servicectl.jobs.model import Job, NewJob, Result, State
+from servicectl.jobs.owner import this_process
 from servicectl.jobs.signals import Interrupted
-from servicectl.jobs.table import Fenced, JobTable, StepChange, Submitted
-from servicectl.store import Store, owner
+from servicectl.jobs.table import Fenced, JobTable, Submitted
+from servicectl.store import Store
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,9 @@ class Runner:
     def submit(self, new: NewJob) -> Submitted:
         """See `JobTable.submit`."""
         kind = self._kinds[new.kind]
-        return self.table.submit(new, step_schema=kind.step_schema, max_attempts=self._retries.max_attempts)
+        submitted = self.table.submit(new, step_schema=kind.step_schema, max_attempts=self._retries.max_attempts)
+        crash.point(f"{new.kind}/submitted")
+        return submitted
 
     def run(self, job_id: str, *, only_if_due: bool = False) -> Ran:
         """Given a submitted job, carry it on from its first unfinished step.
@@ -92,7 +96,7 @@ class Runner:
         if signal := signals.arrived():
             return _to_be_resumed(job, f"{signal.name}: {job.kind} {job.short_id} was not begun")
         with signals.watched(), self.locks.held(job.scope):
-            claimed = self.table.claim(job_id, owner(), only_if_due=only_if_due)
+            claimed = self.table.claim(job_id, this_process(), only_if_due=only_if_due)
             if claimed is None:
                 job = self.table.get(job_id)
                 if job.ended:
@@ -104,6 +108,10 @@ class Runner:
                 return self._attempt(job, JobContext(job, steps, self.table, self.locks, self.folder))
             except Fenced as fenced:
                 raise Busy(str(fenced), cure=f"servicectl jobs show {job.short_id}") from None
+            except Unrecorded as unrecorded:
+                raise _to_be_recorded(job, unrecorded.trouble) from unrecorded.trouble
+            except ServicectlError as trouble:
+                raise _to_be_recorded(job, trouble) from trouble
 
     def run_with_children(self, job_id: str) -> list[Ran]:
         """`run`, then its children after it has let go of its scope; the job's own result comes first."""
@@ -156,7 +164,7 @@ class Runner:
     def _is_due(self, job: Job) -> bool:
         if job.state is State.RUNNING:
             return self.is_interrupted(job)
-        return job.not_before <= stored(self._clock.now())
+        return job.is_due(stored(self._clock.now()))
 
     def _attempt(self, job: Job, context: JobContext) -> Ran:
         try:
@@ -176,16 +184,14 @@ class Runner:
             kind = self._kind_for(job)
             signals.release()
             return kind.run(context)
-        except Fenced:
+        except (Fenced, Unrecorded):
             raise
         except (Cancelled, ServicectlError) as ending:
             return ending
+        except OSError as error:
+            return _of_the_machine(error, self.folder) or _unexpected(error)
         except Exception as error:  # noqa: BLE001 -- a bug in a step must end in the table, not in a lost traceback
-            import traceback
-
-            for line in traceback.format_exc().splitlines():
-                log.error(line)
-            return _as_servicectl_error(error)
+            return _unexpected(error)
 
     def _kind_for(self, job: Job) -> Kind:
         kind = self._kinds.get(job.kind)
@@ -254,7 +260,30 @@ def _ended(job: Job) -> Ran:
     return Ran(job, status, error)
 
 
-def _as_servicectl_error(error: Exception) -> ServicectlError:
+def _to_be_recorded(job: Job, trouble: ServicectlError) -> ServicectlError:
+    """The store failed while a job ran. Not Busy: who drains several jobs would take it for somebody else's."""
+    kind = TryAgain if trouble.retryable else type(trouble)
+    told = f"{trouble.message}; {job.kind} {job.short_id} is left as interrupted and carried on by the next run"
+    return kind(told, cure=trouble.cure)
+
+
+def _of_the_machine(error: OSError, folder: Path) -> ServicectlError | None:
+    """What the operator, and no programmer, can cure: a full disk, a file of another user, a file system read-only."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TryAgain(
+            f"no space left: {error}", cure=f"free space: df -h {error.filename or f'{folder} {folder}/work'}"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        cure = f"run as the owner of {folder}; after a run as another user: sudo chown -R OWNER {folder}"
+        return ServicectlError(f"a file cannot be used: {error}", cure=cure)
+    return None
+
+
+def _unexpected(error: Exception) -> ServicectlError:
+    import traceback
+
+    for line in "".join(traceback.format_exception(error)).splitlines():
+        log.error(line)
     wrapped = TryAgain(
         f"unexpected {type(error).__name__}: {error}", cure="this may be a bug: rerun with -v and report it"
     )
@@ -262,4 +291,4 @@ def _as_servicectl_error(error: Exception) -> ServicectlError:
     return wrapped
 
 
-__all__ = ["Kind", "Ran", "Result", "Retries", "Runner", "StepChange", "worst"]
+__all__ = ["Kind", "Ran", "Result", "Retries", "Runner", "worst"]

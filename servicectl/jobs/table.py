@@ -10,9 +10,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from servicectl.clock import SYSTEM, Clock, stored
-from servicectl.errors import Busy, StoreError, UsageError
-from servicectl.jobs.model import EDGES, Event, Job, NewJob, Result, State, Step
-from servicectl.jobs.rows import BY_ID, UNFINISHED, job_rows, step_rows, the_one, to_json
+from servicectl.errors import Busy, UsageError
+from servicectl.jobs.model import EDGES, OWNER_DIED, Event, Job, NewJob, Result, State, Step
+from servicectl.jobs.owner import described
+from servicectl.jobs.rows import BY_ID, UNFINISHED, job_rows, moved_jobs, step_rows, the_one, to_json
+from servicectl.jobs.steps import StepChange, apply, fail_running, redo_from
 from servicectl.store import Store
 
 
@@ -24,16 +26,6 @@ class Fenced(Exception):
 class Submitted:
     job: Job
     created: bool
-
-
-@dataclass(frozen=True)
-class StepChange:
-    """Steps that end and begin in one transaction; all but `begin` may be empty."""
-
-    completed: tuple[str, str] | None = None  # name, output as JSON text
-    failed: tuple[str, str] | None = None  # name, error text
-    stale_from: int | None = None  # the step with this seq and all after it no longer count
-    begin: str | None = None
 
 
 def new_job_id(clock: Clock) -> str:
@@ -53,6 +45,13 @@ def _asks_the_same(job: Job, new: NewJob) -> bool:
     return job.kind == new.kind and to_json(job.spec) == to_json(new.spec)
 
 
+_INSTEAD_OF_RETRY = {
+    State.PENDING: "servicectl jobs resume {job.short_id}  runs it now; to redo a step: jobs cancel, then jobs retry --from",
+    State.RUNNING: "servicectl jobs resume {job.short_id}  if it was interrupted, else servicectl jobs watch {job.short_id}",
+    State.COMPLETED: "what it found was acted upon and stays on record: run its command again, which makes a new job",
+}
+
+
 class JobTable:
     def __init__(self, store: Store, clock: Clock = SYSTEM) -> None:
         self._store = store
@@ -70,7 +69,9 @@ class JobTable:
         pattern_safe = all(character in "0123456789abcdef-" for character in wanted)
         found: list[Job] = []
         if wanted and pattern_safe:
-            found = self._select("starts_with(job_id::VARCHAR, ?) OR suffix(job_id::VARCHAR, ?)", [wanted, wanted])
+            fits = "starts_with(job_id::VARCHAR, ?) OR suffix(job_id::VARCHAR, ?)"
+            # Ids alone first: a scan of every column costs several times as much.
+            found = self._select(f"job_id IN (SELECT job_id FROM jobs WHERE {fits})", [wanted, wanted])
         if len(found) == 1:
             return found[0]
         if found:
@@ -78,12 +79,20 @@ class JobTable:
             raise UsageError(f"{text!r} fits {len(found)} jobs ({several})", cure="give more of the id")
         raise UsageError(f"there is no job {text!r}", cure="servicectl jobs list --all")
 
-    def newest(self, *, limit: int = 50, unfinished_only: bool = False, kind: str | None = None) -> list[Job]:
+    def newest(
+        self,
+        *,
+        limit: int = 50,
+        unfinished_only: bool = False,
+        failed_only: bool = False,
+        kind: str | None = None,
+        scope: str | None = None,
+    ) -> list[Job]:
         """Newest first."""
-        where = ["true"] + ([UNFINISHED] if unfinished_only else []) + (["kind = ?"] if kind else [])
-        return self._select(
-            " AND ".join(where), [kind] if kind else [], f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}"
-        )
+        asked = {UNFINISHED: unfinished_only, "state = 'FAILED'": failed_only, "kind = ?": kind, "scope = ?": scope}
+        where = ["true", *(condition for condition, wanted in asked.items() if wanted)]
+        values = [value for value in (kind, scope) if value]
+        return self._select(" AND ".join(where), values, f"ORDER BY created_at DESC, job_id DESC LIMIT {limit:d}")
 
     def unfinished(self, scopes: Iterable[str] | None = None) -> list[Job]:
         """Oldest first, of the given scopes or of all."""
@@ -152,14 +161,15 @@ class JobTable:
         connection.execute(
             "INSERT INTO jobs (job_id, kind, step_schema, scope, request_id, spec, state, epoch, attempts, max_attempts,"
             " not_before, parent_id, trigger, cancel_requested, needs_operator, created_at, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, 'PENDING', 0, 0, ?, ?, ?, ?, false, false, ?, ?)",
+            " SELECT ?, ?, ?, ?, ?, ?, 'PENDING', coalesce(max(epoch), 0), 0, ?, ?, ?, ?, false, false, ?, ? FROM restores",
             [
                 *(job_id, new.kind, step_schema, new.scope, new.request_id, to_json(new.spec), max_attempts),
                 *(now, parent_id, new.trigger, now, now),
             ],
         )
-        self._event(connection, job_id, 0, "submit", f"by {new.trigger}")
-        return job_rows(connection, BY_ID, [job_id])[0]
+        job = job_rows(connection, BY_ID, [job_id])[0]
+        self._event(connection, job_id, job.epoch, "submit", f"by {new.trigger}")
+        return job
 
     # -- the owner's edges ----------------------------------------------------------------------------------------
 
@@ -178,14 +188,10 @@ class JobTable:
                 return None
             job = found[0]
             waiting = job.state is State.PENDING
-            if waiting and only_if_due and job.not_before > now:
+            if waiting and only_if_due and not job.is_due(now):
                 return None
             if not waiting:
-                connection.execute(
-                    "UPDATE steps SET state = 'FAILED', error = 'the owner died', finished_at = ?"
-                    " WHERE job_id = ? AND state = 'RUNNING'",
-                    [now, job_id],
-                )
+                fail_running(connection, job, "the owner died", now)
                 if job.cancel_requested or job.attempts >= job.max_attempts:
                     self._end_orphan(connection, job)
                     return None
@@ -197,12 +203,12 @@ class JobTable:
                 "error": None,
                 "cure": None,
             }
-            claimed = self._move(connection, job, edge, fields, detail=f"pid {owner.get('pid')} on {owner.get('host')}")
+            claimed = self._move(connection, job, edge, fields, detail=described(owner))
             return claimed, step_rows(connection, job_id)
 
     def _end_orphan(self, connection: Any, job: Job) -> None:
         if job.cancel_requested:
-            self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="its owner had died")
+            self._move(connection, job, "stop", {"outcome": "cancelled"}, detail=OWNER_DIED)
             return
         error = f"the process died in each of {job.attempts} attempts"
         fields = {
@@ -216,7 +222,7 @@ class JobTable:
         """End and begin steps of a job we own; returns whether a cancel was asked for. Raises Fenced."""
         with self._store.transaction() as connection:
             cancel = self._still_ours(connection, job)
-            self._apply(connection, job, change)
+            apply(connection, job, change, stored(self._clock.now()))
         return cancel
 
     def complete(
@@ -225,7 +231,7 @@ class JobTable:
         """End a job and insert its children (job, step schema, attempts) in one transaction. Raises Fenced."""
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
-            self._apply(connection, job, change)
+            apply(connection, job, change, stored(self._clock.now()))
             fields = {
                 "outcome": result.outcome,
                 "result": to_json(result.summary),
@@ -259,7 +265,7 @@ class JobTable:
     def _let_go(self, job: Job, change: StepChange, edge: str, fields: Mapping[str, Any], detail: str) -> Job:
         with self._store.transaction() as connection:
             cancel = self._still_ours(connection, job)
-            self._apply(connection, job, change)
+            apply(connection, job, change, stored(self._clock.now()))
             if cancel:
                 return self._move(connection, job, "stop", {"outcome": "cancelled"}, detail=f"on request, at: {detail}")
             return self._move(connection, job, edge, fields, detail=detail)
@@ -269,14 +275,14 @@ class JobTable:
     ) -> Job:
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
-            self._apply(connection, job, change)
+            apply(connection, job, change, stored(self._clock.now()))
             fields = {"error": error, "cure": cure, "exit_status": exit_status, "needs_operator": needs_operator}
             return self._move(connection, job, "fail", {**fields, "outcome": "failed"}, detail=error)
 
     def stop(self, job: Job, change: StepChange) -> Job:
         with self._store.transaction() as connection:
             self._still_ours(connection, job)
-            self._apply(connection, job, change)
+            apply(connection, job, change, stored(self._clock.now()))
             return self._move(connection, job, "stop", {"outcome": "cancelled"}, detail="on request")
 
     # -- the operator's edges ---------------------------------------------------------------------------------------
@@ -292,12 +298,28 @@ class JobTable:
             connection.execute("UPDATE jobs SET cancel_requested = true WHERE job_id = ?", [job_id])
             return replace(job, cancel_requested=True)
 
-    def retry(self, job_id: str) -> Job:
-        """Make a failed or cancelled job runnable again with a fresh budget; finished steps stay finished."""
+    def stop_dead(self, job_id: str) -> Job:
+        """Given that the caller holds the scope's lock, end a job whose owner died after it was asked to cancel."""
+        with self._store.transaction() as connection:
+            job = self._known(connection, job_id)
+            if job.state is State.RUNNING and job.cancel_requested:
+                fail_running(connection, job, "the owner died", stored(self._clock.now()))
+                self._end_orphan(connection, job)
+            return self._known(connection, job_id)
+
+    def retry(self, job_id: str, from_step: str | None = None) -> Job:
+        """Make a failed or cancelled job runnable again with a fresh budget; finished steps stay finished.
+
+        `from_step` and all steps after it are done again. Raises UsageError for a job in another state (the results of
+        a completed one have been acted upon) and for a step that was never begun, Busy beside an unfinished job.
+        """
         with self._store.transaction() as connection:
             job = self._known(connection, job_id)
             if job.state not in (State.FAILED, State.CANCELLED):
-                raise UsageError(f"job {job.short_id} is {job.state}; only a failed or cancelled one can be retried")
+                raise UsageError(
+                    f"job {job.short_id} is {job.state}; only a failed or cancelled one can be retried",
+                    cure=_INSTEAD_OF_RETRY[job.state].format(job=job),
+                )
             rivals = job_rows(connection, f"scope = ? AND {UNFINISHED}", [job.scope])
             if rivals:
                 raise Busy(
@@ -307,18 +329,26 @@ class JobTable:
                 "attempts": 0, "not_before": stored(self._clock.now()), "cancel_requested": False, "needs_operator": False,
                 "error": None, "cure": None, "outcome": None, "exit_status": None, "finished_at": None,
             }  # fmt: skip
+            if from_step is not None:
+                redo_from(connection, job, from_step)
             edge = "retry" if job.state is State.FAILED else "reopen"
-            return self._move(connection, job, edge, fields, detail="by the operator")
+            detail = "by the operator" + (f", from step {from_step}" if from_step is not None else "")
+            return self._move(connection, job, edge, fields, detail=detail)
 
     def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
         """Delete jobs that ended before a moment, with their steps, events and request ids; returns their ids."""
-        with self._store.transaction() as connection:
-            old = [
-                job.job_id for job in job_rows(connection, f"NOT {UNFINISHED} AND finished_at < ?", [stored(before)])
-            ]
+        ended_before = f"FROM jobs WHERE NOT {UNFINISHED} AND finished_at < ?"
+        opened = self._store.reading if dry_run else self._store.transaction
+        with opened() as connection:
+            if connection is None:
+                return []
+            found = connection.execute(f"SELECT job_id::VARCHAR {ended_before} ORDER BY job_id", [stored(before)])
+            old = [str(job_id) for (job_id,) in found.fetchall()]
             if old and not dry_run:
                 for table in ("events", "steps", "requests", "jobs"):
-                    connection.execute(f"DELETE FROM {table} WHERE list_contains(?::UUID[], job_id)", [old])
+                    connection.execute(
+                        f"DELETE FROM {table} WHERE job_id IN (SELECT job_id {ended_before})", [stored(before)]
+                    )
         return old
 
     # -- beneath --------------------------------------------------------------------------------------------------
@@ -347,14 +377,15 @@ class JobTable:
             assigned["finished_at"] = now
         assigned.update(fields)
         columns = ", ".join(f"{column} = ?" for column in assigned)
-        moved = connection.execute(
-            f"UPDATE jobs SET {columns} WHERE job_id = ? AND epoch = ? AND state = ? RETURNING 1",
+        moved = moved_jobs(
+            connection,
+            f"UPDATE jobs SET {columns} WHERE job_id = ? AND epoch = ? AND state = ?",
             [*assigned.values(), job.job_id, job.epoch, from_state],
-        ).fetchall()
+        )
         if len(moved) != 1:
             raise Fenced(f"job {job.short_id} is no longer {from_state} in epoch {job.epoch}")
         self._event(connection, job.job_id, int(assigned.get("epoch", job.epoch)), edge, detail)
-        return job_rows(connection, BY_ID, [job.job_id])[0]
+        return moved[0]
 
     def _event(self, connection: Any, job_id: str, epoch: int, edge: str, detail: str) -> None:
         from_state, to_state, _ = EDGES[edge]
@@ -362,38 +393,3 @@ class JobTable:
             "INSERT INTO events SELECT ?, (SELECT coalesce(max(seq), 0) + 1 FROM events WHERE job_id = ?), ?, ?, ?, ?, ?, ?",
             [job_id, job_id, epoch, edge, from_state, to_state.value, detail, stored(self._clock.now())],
         )
-
-    def _apply(self, connection: Any, job: Job, change: StepChange) -> None:
-        now = stored(self._clock.now())
-        for state, ended in (("COMPLETED", change.completed), ("FAILED", change.failed)):
-            if ended is None:
-                continue
-            column = "output" if state == "COMPLETED" else "error"
-            moved = connection.execute(
-                f"UPDATE steps SET state = '{state}', {column} = ?, finished_at = ?"
-                " WHERE job_id = ? AND name = ? AND epoch = ? AND state = 'RUNNING' RETURNING 1",
-                [ended[1], now, job.job_id, ended[0], job.epoch],
-            ).fetchall()
-            if len(moved) != 1:
-                raise StoreError(
-                    f"step {ended[0]!r} of job {job.short_id} is not running; was the table edited by hand?"
-                )
-        if change.stale_from is not None:
-            connection.execute(
-                "UPDATE steps SET state = 'STALE' WHERE job_id = ? AND seq >= ?", [job.job_id, change.stale_from]
-            )
-        if change.begin is not None:
-            self._begin(connection, job, change.begin, now)
-
-    def _begin(self, connection: Any, job: Job, name: str, now: datetime) -> None:
-        again = connection.execute(
-            "UPDATE steps SET state = 'RUNNING', epoch = ?, attempts = attempts + 1, started_at = ?, finished_at = NULL,"
-            " output = NULL, error = NULL WHERE job_id = ? AND name = ? AND state <> 'COMPLETED' RETURNING 1",
-            [job.epoch, now, job.job_id, name],
-        ).fetchall()
-        if not again:
-            connection.execute(
-                "INSERT INTO steps (job_id, seq, name, state, epoch, attempts, started_at)"
-                " SELECT ?, (SELECT coalesce(max(seq), 0) + 1 FROM steps WHERE job_id = ?), ?, 'RUNNING', ?, 1, ?",
-                [job.job_id, job.job_id, name, job.epoch, now],
-            )

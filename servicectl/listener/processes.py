@@ -8,6 +8,7 @@ import threading
 from collections.abc import Sequence
 
 from servicectl import log
+from servicectl.actions.trigger import GRPC
 
 # What systemd tells the listener about itself; a job that answered it would speak in the listener's name.
 _NOT_FOR_JOBS = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
@@ -56,6 +57,7 @@ class Processes:
 
     def _spawn(self, job_id: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_JOBS}
+        environment["SERVICECTL_TRIGGER"] = GRPC
         try:
             # A session of its own: a signal meant for the listener's terminal does not end the job.
             process = subprocess.Popen(

@@ -35,8 +35,8 @@ def helped(leaf: Any, path: str) -> str:
 def test_these_are_the_commands() -> None:
     assert set(LEAVES) == {
         "sync-production", "drift-check", "retrain", "publish", "listen", "doctor", "init", "demo", "rollback", "approve",
-        "models history", "models at", "artifacts adopt", "artifacts prune", "trust init", "jobs list", "jobs show", "jobs resume", "jobs cancel", "jobs retry", "jobs prune", "jobs watch",
-        "alarms list", "alarms ack", "drift history",
+        "models history", "models at", "artifacts adopt", "artifacts prune", "trust init", "jobs list", "jobs show", "jobs resume", "jobs cancel", "jobs retry", "jobs prune", "jobs watch", "jobs backup", "jobs restore",
+        "alarms list", "alarms ack", "drift history", "schedules list", "schedules show", "selftest crash",
     }  # fmt: skip
 
 

@@ -7,8 +7,10 @@ goes on when its stdin has a line.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from servicectl import log
 from servicectl.errors import BadData, Busy, PartyUnavailable, ServicectlError
 from servicectl.files import fsync_file, sha256_of
 from servicectl.jobs.context import JobContext
@@ -23,6 +26,7 @@ from servicectl.jobs.locks import Locks
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Kind, Ran, Retries, Runner, worst
 from servicectl.store import Store
+from servicectl.training import child
 
 
 class Product(Struct, frozen=True):
@@ -81,10 +85,70 @@ def _bug(_context: JobContext, _name: str) -> None:
     raise ZeroDivisionError("a bug")
 
 
+_CHILD = """
+import os, sys, time
+from servicectl.training import confine
+confine.die_with(int(sys.argv[2]))
+confine.leave_signals_to_parent()
+with open("child.new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename("child.new", "child")
+time.sleep(600)
+"""
+
+_ORPHAN = """
+import os, sys
+print("trains", flush=True)
+open("go").close()
+with open(sys.argv[1], "w") as file:
+    file.write("late")
+open("written", "w").close()
+"""
+
+
+def _train(context: JobContext, _name: str) -> None:
+    """A training child, as the factory floor starts one; its pid stands in the file `child`."""
+    os.chdir(context.folder.parents[2])
+    child.run("train", {}, dict[str, str], what="training", limits=child.Limits(), program=("-c", _CHILD))
+
+
+def _orphan(context: JobContext, name: str) -> None:
+    """In the first epoch: a trainer that does not die with us, and writes when the fifo `go` is opened."""
+    state = context.folder.parents[2]
+    if context.job.epoch == 1:
+        path = str(context.folder / name)
+        with subprocess.Popen([sys.executable, "-c", _ORPHAN, path], cwd=state, stdout=subprocess.PIPE) as trainer:
+            assert trainer.stdout is not None
+            trainer.stdout.readline()
+            say(f"in {name} beside {trainer.pid}")
+            told_to_go_on()
+    effect(context, name)
+
+
+def _fill(context: JobContext, name: str) -> None:
+    """Leave no room on the disk of the state folder, the first time."""
+    state = context.folder.parents[2]
+    effect(context, name)
+    if not (state / "filled").exists():
+        (state / "filled").touch()
+        with (state / "big").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+            while True:
+                file.write(b"x" * 4096)
+
+
+def _tell(context: JobContext, name: str) -> None:
+    log.warning(f"{name} is told")
+    effect(context, name)
+
+
 VERBS: dict[str, Callable[[JobContext, str], None]] = {
     "": effect,
     "file": effect,
     "wait": _wait,
+    "train": _train,
+    "fill": _fill,
+    "tell": _tell,
+    "orphan": _orphan,
     "finishing": _finishing,
     "unavailable": _unavailable,
     "bad": _bad,
@@ -99,7 +163,7 @@ def act(context: JobContext) -> Result:
 
         def run(name: str = name, verb: str = verb) -> Done:
             VERBS[verb](context, name)
-            return Done(name, _written(context.folder / name, name) if verb == "file" else None)
+            return Done(name, _written(context.folder / name, name) if verb in ("file", "orphan") else None)
 
         context.step(name, run, Done)
     children = tuple(NewJob(**child) for child in context.job.spec.get("children", ()))

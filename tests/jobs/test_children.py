@@ -119,6 +119,23 @@ def test_a_child_that_another_process_works_on_is_left_to_it(start: Start, mine:
     assert effects(tmp_path) == ["look", "first"]
 
 
+def test_a_child_that_a_resume_took_meanwhile_is_not_run_again_by_its_parents_command(
+    start: Start, mine: Runner, tmp_path: Path
+) -> None:
+    parent = _parent(mine, _child("a", "first=wait"), _child("b", "second"))
+    drains = start("run", parent.job_id)
+    assert drains.line() == "in first"
+
+    taken = mine.resume()
+    drains.go_on()
+    status, _ = drains.ended()
+
+    assert [(one.job.scope, one.job.state) for one in taken] == [("b", State.COMPLETED)]
+    assert status == 0
+    assert effects(tmp_path) == ["look", "second", "first"]
+    assert {job.attempts for job in mine.table.newest()} == {1}
+
+
 def test_carry_on_takes_only_its_own_scopes(tmp_path: Path, hand: HandClock) -> None:
     mine = runner(tmp_path, clock=hand.clock)
     for scope in ("a", "b"):

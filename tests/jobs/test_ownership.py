@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from servicectl.errors import Busy, ExitStatus, PartyUnavailable
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import Job, NewJob, Result, State
 from servicectl.jobs.runner import Kind, Retries, Runner
-from servicectl.jobs.table import Fenced, StepChange
+from servicectl.jobs.steps import StepChange
+from servicectl.jobs.table import Fenced
+from servicectl.listener.processes import Processes
 from tests.jobs.conftest import HandClock, edges
 from tests.jobs.program import effects
-from tests.parts.jobs import Start
+from tests.parts.jobs import Start, waited_for
 
 _CROWD = 20
 
@@ -203,3 +207,60 @@ def test_a_thread_that_has_run_one_job_can_still_be_asked_to_cancel_the_next(tmp
         ran = [pool.submit(mine.run, job.job_id).result() for job in jobs]
 
     assert [one.job.state for one in ran] == [State.COMPLETED, State.CANCELLED]
+
+
+def test_a_run_that_the_listener_started_says_so(mine: Runner, tmp_path: Path) -> None:
+    job = mine.submit(NewJob("work", "a-scope", {"steps": ["one"]})).job
+
+    Processes([sys.executable, "-m", "tests.jobs.program", str(tmp_path), "run"], max_jobs=1).start(job.job_id)
+    waited_for(lambda: mine.table.get(job.job_id).ended)
+
+    assert (mine.table.get(job.job_id).owner or {})["trigger"] == "grpc"
+    assert (mine.table.events(job.job_id)[1].detail or "").endswith(", by grpc")
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "UPDATE jobs SET state = 'COMPLETED'",
+        "UPDATE jobs SET state = 'PENDING'",
+        "UPDATE jobs SET epoch = 7",
+        "DELETE FROM jobs",
+    ],
+)
+def test_an_owner_whose_row_was_edited_by_hand_stops_and_writes_nothing_more(
+    start: Start, mine: Runner, tmp_path: Path, edit: str
+) -> None:
+    job = mine.submit(NewJob("work", "a-scope", {"steps": ["one=wait", "two"]})).job
+    running = start("run", job.job_id)
+    running.line()
+    with duckdb.connect(str(tmp_path / "servicectl.duckdb")) as connection:
+        connection.execute(edit)
+    before = mine.table.newest(), mine.table.steps(job.job_id), mine.table.events(job.job_id)
+
+    running.go_on()
+    status, said = running.ended()
+
+    assert (status, said[0].split(" (")[0]) == (75, f"busy: job {job.short_id} was taken over by a later run")
+    assert effects(tmp_path) == ["one"]
+    assert (mine.table.newest(), mine.table.steps(job.job_id), mine.table.events(job.job_id)) == before
+
+
+def test_a_scope_that_was_edited_by_hand_lets_in_a_second_owner_who_fences_the_first(
+    start: Start, mine: Runner, tmp_path: Path
+) -> None:
+    job = mine.submit(NewJob("work", "a-scope", {"steps": ["one=wait", "two"]})).job
+    running = start("run", job.job_id)
+    running.line()
+    with duckdb.connect(str(tmp_path / "servicectl.duckdb")) as connection:
+        connection.execute("UPDATE jobs SET scope = 'another-scope'")
+
+    second = start("run", job.job_id)
+    second.line()
+    running.go_on()
+    first_status, _ = running.ended()
+    second.go_on()
+
+    assert (first_status, second.ended()[0]) == (75, 0)
+    assert effects(tmp_path) == ["one", "one", "two"]
+    assert edges(mine, job) == ["submit", "claim", "take_over", "complete"]

@@ -10,7 +10,7 @@ import pytest
 from servicectl.errors import ExitStatus, UsageError
 from servicectl.jobs.model import Job, NewJob, State
 from servicectl.jobs.runner import Runner
-from servicectl.jobs.table import StepChange
+from servicectl.jobs.steps import StepChange
 from tests.jobs.conftest import edges
 from tests.jobs.program import effects
 from tests.parts.jobs import Start, Started

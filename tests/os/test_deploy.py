@@ -18,6 +18,8 @@ from pathlib import Path
 
 import pytest
 
+from servicectl.actions.installed_timers import span_s
+from servicectl.config_schedules import NEVER, SchedulesConfig
 from tests.parts import ROOT, missing, program
 
 UNITS = ROOT / "deploy/systemd"
@@ -272,6 +274,31 @@ def test_cron_and_systemd_agree_on_the_time() -> None:
     assert unit("servicectl-drift-check.timer")["Timer"]["OnCalendar"] == "*-*-* 01:00:00"
     assert unit("servicectl-retrain.timer")["Timer"]["OnCalendar"] == "Sun *-*-* 02:00:00"
     assert unit("servicectl-resume.timer")["Timer"]["OnCalendar"] == "*:0/5"
+
+
+def test_the_calendar_of_units_and_crontab_is_the_default_of_the_configuration() -> None:
+    """How cron's fields and an OnCalendar= compare is doctor's to say; tests/actions/test_doctor_timers.py asks it."""
+    schedules = {job_of(command): schedule for schedule, _, command in cron_lines()}
+    defaults = SchedulesConfig()
+
+    assert schedules["drift-check"] == defaults.drift_check.cron
+    assert schedules["retrain"] == defaults.retrain.cron
+    assert defaults.sync_production.cron == NEVER
+    assert {defaults.drift_check.zone, defaults.retrain.zone} == {None}
+    assert all("/" not in unit(name)["Timer"].get("OnCalendar", "") for name in TIMERS if "resume" not in name)
+
+
+def test_what_the_calendar_starts_goes_by_slots_and_what_boots_and_resumes_does_not() -> None:
+    scheduled = {name for name, words in commands_of_units().items() if "--scheduled" in words}
+
+    assert scheduled == {"servicectl-drift-check.service", "servicectl-retrain.service"}
+
+
+def test_a_timer_comes_well_within_the_grace_of_its_slot() -> None:
+    for job, section in (("drift-check", SchedulesConfig().drift_check), ("retrain", SchedulesConfig().retrain)):
+        timer = unit(f"servicectl-{job}.timer")["Timer"]
+        late = span_s(timer["RandomizedDelaySec"]) + span_s(timer["AccuracySec"])
+        assert late <= span_s(section.grace) / 2, job
 
 
 def cron_command(job: str, folder: Path, status: int) -> tuple[str, dict[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,16 +32,28 @@ class Refusal:
         return True
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One request as it came: seconds on a clock that only runs on."""
+
+    at_s: float
+    method: str
+    path: str
+    refused: bool
+
+
 @dataclass
 class Proxy:
     port: int
     refusals: list[Refusal]
+    asked: list[Asked]
 
 
 @contextmanager
 def azure_proxy(port: int) -> Iterator[Proxy]:
     """A proxy to the Azurite at `port`; what stands in `refusals` is refused."""
     refusals: list[Refusal] = []
+    asked: list[Asked] = []
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,8 +61,10 @@ def azure_proxy(port: int) -> Iterator[Proxy]:
 
         def _serve(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            came = time.monotonic()
             with turn:
                 refusal = next((one for one in refusals if one.takes(self.command, self.path)), None)
+                asked.append(Asked(came, self.command, self.path, refusal is not None))
             if refusal is not None:
                 told = {"x-ms-error-code": refusal.code, **refusal.headers}
                 self._answer(refusal.status, told, b"")
@@ -84,7 +99,7 @@ def azure_proxy(port: int) -> Iterator[Proxy]:
     thread = threading.Thread(target=server.serve_forever, args=(0.02,))
     thread.start()
     try:
-        yield Proxy(server.server_address[1], refusals)
+        yield Proxy(server.server_address[1], refusals, asked)
     finally:
         server.shutdown()
         thread.join()

@@ -285,7 +285,7 @@ min_rows = 1000
         found = {}
         for blob in self.store.list(f"Model_{model_id}/"):
             content = self.store.read(blob.name)[0]
-            if blob.name.endswith(".pkl"):
+            if blob.name.endswith((".pkl", ".parquet")):
                 found[blob.name] = hashlib.sha256(content).hexdigest()
             else:
                 found[blob.name] = _without_ids(json.loads(content))

@@ -6,6 +6,7 @@ import os
 import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,6 +42,21 @@ class Started:
     def killed(self) -> None:
         self.process.kill()
         self.process.wait(_DEADLINE_S)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def waited_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < limit, f"waited {_DEADLINE_S} s"
+        time.sleep(0.01)
 
 
 Start = Callable[..., Started]

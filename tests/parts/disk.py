@@ -1,0 +1,32 @@
+"""A disk that is too small, made of memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """Mount one of a size ("64k", "12m") on a folder, for root."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
+        pytest.skip("only root can mount")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path, leaving: int = 0) -> Path:
+    """Fill the disk of a folder but for `leaving` bytes; gives the file to delete."""
+    status = os.statvfs(folder)
+    big = folder / "big"
+    big.write_bytes(b"x" * (status.f_bavail * status.f_bsize - leaving))
+    return big
