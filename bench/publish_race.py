@@ -3,8 +3,11 @@
 Two and then five publishers, each an installation of its own (own job store, so that no lock of ours keeps them apart),
 against a local folder and against Azurite; registry (the miniature handler) and Redis are real processes. `publishes` counts
 generations, `kills` SIGKILLs of publishers, `reads` the reader's looks. `violations`: no pointer, a wrong or cut body, a
-generation that fell, a lost archive, a version given twice, stores that do not converge. `naive_violations` is what the
-same reader sees of copy, delete, upload under the same kills, for a tenth of the time.
+generation that fell, a lost archive, a version given twice, stores that do not converge, a publish that ended otherwise than
+published or superseded. `naive_violations` is what the same reader sees of copy, delete, upload under the same kills, for
+a tenth of the time.
+
+The races last 5 minutes together, and on a busy machine up to 9, until the least figures are reached.
 """
 
 from __future__ import annotations
@@ -42,16 +45,22 @@ from bench._race import (
 from servicectl.miniature.estate import MiniatureEstate
 
 LIMITS = {"violations": 0.0}
-LEAST = {"publishes": 500.0, "kills": 300.0, "naive_violations": 1.0}
+MINIMUM = {"publishes": 500.0, "kills": 300.0, "naive_violations": 1.0}
 
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # public, documented
 _AZURITE = Path(__file__).resolve().parents[1] / "node_modules/azurite/dist/src/blob/main.js"
-_LIVES = (0.02, 6.0)  # how long a publisher lives before it is killed, in publishes of this machine as it is now
+_LIVES = 6.0  # how long a publisher lives at most before it is killed, in publishes of this machine as it is now
+_SHORTEST_LIFE_S = 0.01
 _SECONDS = {False: 300.0, True: 20.0}  # of all races together
-_LONGEST = {False: 4.0, True: 1.0}  # times as long at most, where a busy machine has not come to LEAST by then
+_TOLD_EVERY_S = 10.0
+_LONGEST = {False: 1.8, True: 1.0}  # times as long at most, where a busy machine has not come to MINIMUM by then
 
 
-def run(quick: bool) -> dict[str, float]:
+def add_arguments(options: Any) -> None:
+    options.add_argument("--seconds", type=float, help="all races together last so long, whatever they come to")
+
+
+def run(quick: bool, seconds: float | None = None) -> dict[str, float]:
     """Figures of all races together. A violation is told on stderr."""
     total: dict[str, float] = dict.fromkeys(("publishes", "kills", "reads", "violations", "naive_violations"), 0.0)
     memory = Path("/dev/shm")
@@ -60,27 +69,28 @@ def run(quick: bool) -> dict[str, float]:
         estate.folder.mkdir()
         with estate, stores(Path(scratch)) as places:
             races = [(publishers, store) for publishers in (2, 5) for store in places]
-            seconds = _SECONDS[quick] / len(races)
+            shortest = (seconds or _SECONDS[quick]) / len(races)
+            longest = shortest if seconds else shortest * _LONGEST[quick]
             for store in places:
                 track = _track(Path(scratch), estate.redis_url, store())
                 for name in modules_of_a_publish(track):
                     with suppress(ImportError):
                         importlib.import_module(name)
                 _forget(track)
-            enough = {name: least / len(races) for name, least in LEAST.items()}
+            enough = {name: least / len(races) for name, least in MINIMUM.items()}
             for publishers, store in races:
                 track = _track(Path(scratch), estate.redis_url, store())
-                figures = _race(track, publishers, seconds, seconds * _LONGEST[quick], enough)
+                figures = _race(track, publishers, shortest, longest, enough)
                 _forget(track)
-                naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, max(2.0, seconds / 10))
+                naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, max(2.0, shortest / 10))
                 for name, value in (figures | {"naive_violations": naive}).items():
                     total[name] += value
-                print(f"{publishers} publishers, {track.url}: {figures}, naive {naive:g}", file=sys.stderr)
+                _tell(f"{publishers} publishers, {track.url}: {figures}, naive {naive:g}")
     return total
 
 
 def _race(track: Track, publishers: int, seconds: float, longest: float, enough: dict[str, float]) -> dict[str, float]:
-    one_publish = _seconds_of_a_publish(track)
+    one_publish = _seconds_of_a_publish(track) * max(1.0, publishers / (os.cpu_count() or 1))
     report = track.folder / "report"
     installations = [f"installation-{number}" for number in range(publishers)]
     reading = forked(lambda: reader(track, report))
@@ -88,24 +98,34 @@ def _race(track: Track, publishers: int, seconds: float, longest: float, enough:
     def start(name: str) -> int:
         return forked(lambda: publisher(track, name))
 
+    told_until = 0.0
+
     def is_over(elapsed: float, kills: int) -> bool:
-        reached = kills >= enough["kills"] and _newest(report) >= enough["publishes"]
+        nonlocal told_until
+        publishes = _newest(report)
+        if elapsed > told_until:
+            told_until = elapsed + _TOLD_EVERY_S
+            _tell(f"{publishers} publishers, {track.url}: {elapsed:3.0f} s, {publishes} publishes, {kills} kills")
+        reached = kills >= enough["kills"] and publishes >= enough["publishes"]
         return elapsed > (seconds if reached else longest)
 
-    kills = _storm(dict.fromkeys(installations, start), is_over, one_publish)
-    _end(reading)
-    seen = _report(report)
+    # Long enough to publish once or twice, and short enough for the kills.
+    as_asked = 2 * publishers * seconds / (1.5 * enough["kills"])
+    longest_life = min(_LIVES * one_publish, max(2 * one_publish, as_asked))
+    kills = _storm(dict.fromkeys(installations, start), is_over, longest_life)
     at_the_end = track.folder / "converged"
 
     def examine() -> None:
-        at_the_end.write_text(json.dumps(list(converged(track, installations))))
+        at_the_end.write_text(json.dumps(converged(track, installations)))
 
     _, status = os.waitpid(forked(examine), 0)
-    failed = json.loads(at_the_end.read_text()) if status == 0 else ["the end could not be examined"]
-    failed += track.failures.read_text().splitlines() if track.failures.exists() else []
+    _end(reading)
+    seen = _report(report)
+    failed, outcomes = json.loads(at_the_end.read_text()) if status == 0 else (["the end could not be examined"], {})
+    _tell(f"{publishers} publishers, {track.url}: publishes of those that were not killed for good ended {outcomes}")
     broken = [text for one in seen for text in one["violations"]] + failed
     for text in broken[:20]:
-        print(f"violation: {text}", file=sys.stderr)
+        _tell(f"violation: {text}")
     generations = [one["generation"] for one in seen if one["generation"] is not None]
     return {
         "publishes": float(max(generations, default=0)),
@@ -122,17 +142,17 @@ def _naive(track: Track, publishers: int, seconds: float) -> float:
     def start(_name: str) -> int:
         return forked(lambda: naive_publisher(track))
 
-    _storm({str(number): start for number in range(publishers)}, lambda elapsed, _: elapsed > seconds, 0.3)
+    _storm({str(number): start for number in range(publishers)}, lambda elapsed, _: elapsed > seconds, 1.8)
     _end(reading)
     return float(sum(1 for one in _report(report) if one["violations"]))
 
 
-def _storm(starts: dict[str, Callable[[str], int]], is_over: Callable[[float, int], bool], one_publish: float) -> int:
+def _storm(starts: dict[str, Callable[[str], int]], is_over: Callable[[float, int], bool], longest_life: float) -> int:
     """Run one process per name, kill each at random and start it again, until it is over; the number of kills."""
     began, kills = time.monotonic(), 0
 
     def life() -> float:
-        return time.monotonic() + random.uniform(*_LIVES) * one_publish
+        return time.monotonic() + random.uniform(_SHORTEST_LIFE_S, longest_life)
 
     alive = {name: (start(name), life()) for name, start in starts.items()}
     while not is_over(time.monotonic() - began, kills):
@@ -155,6 +175,10 @@ def _seconds_of_a_publish(track: Track) -> float:
     began = time.monotonic()
     os.waitpid(forked(lambda: publish_once(track, track.world("first"))), 0)
     return time.monotonic() - began
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _newest(report: Path) -> int:
@@ -198,8 +222,8 @@ def _forget(track: Track) -> None:
 
 
 @contextmanager
-def stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
-    """One function per store that is to be had; each call gives a new, empty one."""
+def stores(scratch: Path, *, large: bool = False) -> Iterator[list[Callable[[], str]]]:
+    """One function per store that is to be had; each call gives a new, empty one. `large`: Azurite keeps blobs on disk."""
 
     def local() -> str:
         return f"file://{scratch}/artifacts-{uuid.uuid4().hex[:8]}"
@@ -212,7 +236,8 @@ def stores(scratch: Path) -> Iterator[list[Callable[[], str]]]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-    quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--inMemoryPersistence"]
+    where = ["--location", str(scratch / "azurite")] if large else ["--inMemoryPersistence"]
+    quiet = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", *where]
     server = subprocess.Popen(
         [node, str(_AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), *quiet], stdout=subprocess.DEVNULL
     )

@@ -1,17 +1,20 @@
 """Does it keep models right? Real streams replayed: the first model for ever, servicectl's loop, a retrain every step.
 
 The rows are taken in order of time. The oldest fifth trains the first model; the rest comes in steps of equal size.
-Every step is predicted before it is learnt from (prequentially), by three models:
+Every step is predicted before it is learnt from (prequentially), by five models:
 
     first   the first model, for ever
-    loop    drift of the features (builtin statistics: what the model learnt from against the newest step) asks for a
+    drift   drift of the features (builtin statistics: what the model learnt from against the newest step) asks for a
             challenger; it is trained on the older rows, held against the champion on the newest ones by the gate, and
             replaces it if promoted
+    decay   the same, but the champion's own loss of score asks: on its newest rows, against those it was promoted on
+            (the first model: those of its first step)
+    both    the same, where the features have drifted and the score is lost (`trigger = "drift-and-decay"`)
     always  a new model on all rows so far after every step
 
-`gain_ratio` is what the loop gains over the first model, in parts of what `always` gains (over streams where `always`
-gains at all; the least of them), `retrain_ratio` the loop's trainings over those of `always` (the most). A picture of
-each stream is written as HTML. FILE is any Parquet file with a time column: `replay FILE --time COLUMN --label COLUMN
+`gain_ratio` is what `drift`, the default trigger, gains over the first model, in parts of what `always` gains (over
+streams where `always` gains at all; the least of them), `retrain_ratio` its trainings over those of `always` (the
+most); `decay_` and `both_` are the same of the other triggers. A picture of each stream is written as HTML. FILE is any Parquet file with a time column: `replay FILE --time COLUMN --label COLUMN
 --task classification`; without one, the bank calls, the storms and the bicycles that the tests use.
 """
 
@@ -40,7 +43,8 @@ LIMITS = {"retrain_ratio": 1 / 3}
 _ROOT = Path(__file__).resolve().parents[1]
 _FIRST = 0.2
 _STEPS = 30
-_STRATEGIES = ("first", "loop", "always")
+_TRIGGERS = ("drift", "decay", "both")
+_STRATEGIES = ("first", *_TRIGGERS, "always")
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -63,6 +67,7 @@ class _Run:
     promoted: int = 0
     seconds: float = 0.0
     learnt: Rows | None = None
+    judged: tuple[int, int] | None = None  # the rows of its promotion, by place
 
 
 def run(
@@ -79,7 +84,8 @@ def run(
     os.environ["OMP_NUM_THREADS"] = "1"  # before scikit-learn is imported: threads that wait for each other cost more
     streams = _shipped() if file is None else {Path(file).stem: _given(Path(file), str(time), str(label), task)}
     found = {name: _replayed(rows, spec, 15 if quick else _STEPS) for name, (rows, spec) in streams.items()}
-    gains, retrains = [], []
+    gains: dict[str, list[float]] = {trigger: [] for trigger in _TRIGGERS}
+    retrains: dict[str, list[float]] = {trigger: [] for trigger in _TRIGGERS}
     heads = ("stream", "strategy", "score", "retrains", "promoted", "CPU s")
     print(f"{heads[0]:<26}{heads[1]:<10}" + "".join(f"{head:>10}" for head in heads[2:]), file=sys.stderr)
     for name, runs in found.items():
@@ -89,15 +95,18 @@ def run(
             print(f"{name:<26}{strategy:<10}" + "".join(f"{cell:>10}" for cell in cells), file=sys.stderr)
         possible = total["always"] - total["first"]
         if possible > 0.005:
-            gains.append((total["loop"] - total["first"]) / possible)
-            retrains.append(runs["loop"].retrains / runs["always"].retrains)
+            for trigger in _TRIGGERS:
+                gains[trigger].append((total[trigger] - total["first"]) / possible)
+                retrains[trigger].append(runs[trigger].retrains / runs["always"].retrains)
         else:
             print(f"{name}: retraining at every step gains nothing; left out of the ratios", file=sys.stderr)
     _draw(found, Path(picture))
-    return {
-        "gain_ratio": round(min(gains), 3) if gains else math.nan,
-        "retrain_ratio": round(max(retrains), 3) if retrains else math.nan,
-    }
+    figures = {}
+    for trigger in _TRIGGERS:
+        prefix = "" if trigger == "drift" else f"{trigger}_"
+        figures[f"{prefix}gain_ratio"] = round(min(gains[trigger], default=math.nan), 3)
+        figures[f"{prefix}retrain_ratio"] = round(max(retrains[trigger], default=math.nan), 3)
+    return figures
 
 
 def _shipped() -> dict[str, tuple[Rows, TrainingSpec]]:
@@ -166,20 +175,24 @@ def _replayed(rows: Rows, spec: TrainingSpec, steps: int) -> dict[str, _Run]:
             before = process_time()
             if strategy == "always":
                 one.model, one.retrains, one.promoted = _fitted(known, spec), one.retrains + 1, one.promoted + 1
-            elif strategy == "loop":
-                _loop(one, step, known, spec)
+            elif strategy in _TRIGGERS:
+                _loop(one, strategy, step, known, spec)
             one.seconds += process_time() - before
     return runs
 
 
-def _loop(one: _Run, step: Rows, known: Rows, spec: TrainingSpec) -> None:
+def _loop(one: _Run, trigger: str, step: Rows, known: Rows, spec: TrainingSpec) -> None:
     """What `drift-check` and `retrain` do: the challenger is judged on rows that neither model has seen."""
     from servicectl.training import evidence
     from servicectl.training.frame import split
     from servicectl.training.metrics import better, measure, outputs
 
     assert one.learnt is not None
-    if not _drifted(one.learnt, step, spec):
+    if one.judged is None:
+        one.judged = len(known) - len(step), len(known)
+    decayed = trigger != "drift" and _decayed(one, known, spec)
+    pulled = decayed if trigger == "decay" else _drifted(one.learnt, step, spec) and (trigger == "drift" or decayed)
+    if not pulled:
         return
     one.retrains += 1
     parts = split(known, spec)
@@ -195,6 +208,32 @@ def _loop(one: _Run, step: Rows, known: Rows, spec: TrainingSpec) -> None:
     found = evidence.compare(difference, blocks, evidence.entity_groups(unseen.entities), 0.05)
     if found is not None and blocks[-1] + 1 >= 15 and found.low > 0:
         one.model, one.learnt, one.promoted = challenger, parts.training, one.promoted + 1
+        one.judged = len(known) - len(unseen), len(known)
+
+
+def _decayed(one: _Run, known: Rows, spec: TrainingSpec) -> bool:
+    """Whether the champion has lost its score, by the check's own rule."""
+    from servicectl.drift.decay import Lost, judge
+    from servicectl.training.decay import lost
+
+    assert one.judged is not None
+    start, end = one.judged
+    places = np.arange(len(known))
+    newest = max(end, len(known) - max(500, end - start))
+    found = lost(
+        lambda: one.model,
+        known,
+        (places >= start) & (places < end),
+        places >= newest,
+        spec,
+        recorded=0.0,
+        alpha=0.01,
+        min_blocks=15,
+    )
+    if found.why_not:
+        return False
+    told = Lost(found.metric, found.before, found.now, found.difference, found.high, found.blocks, found.rows_now)
+    return judge(told, 0.05).verdict == "CRITICAL"
 
 
 def _drifted(reference: Rows, current: Rows, spec: TrainingSpec) -> bool:

@@ -125,7 +125,7 @@ def _measured(way: str, path: Path) -> dict[str, float]:
 
 
 def _blocks(path: Path) -> dict[str, float]:
-    from servicectl.training import stream
+    from servicectl.training import blocks, stream
     from servicectl.training.checkpoint import Checkpoints
     from servicectl.training.parquet import SnapshotFile
 
@@ -134,12 +134,12 @@ def _blocks(path: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         file, kept = SnapshotFile(path, chosen), Checkpoints(Path(folder), "bench")
         started = time.perf_counter()
-        plan = stream.surveyed(file, kept)
+        plan = blocks.surveyed(file, kept)
         surveyed, fit_cpu = time.perf_counter(), -time.thread_time()
         fitting = stream.fitted(file, plan, kept)
         ended, fit_cpu = time.perf_counter(), fit_cpu + time.thread_time()
         ahead = -time.thread_time()
-        for _ in stream.blocks_of_pass(path, chosen, plan, 0):
+        for _ in blocks.blocks_of_pass(path, chosen, plan, 0):
             pass
         ahead += time.thread_time()
     return {
@@ -160,7 +160,7 @@ def _warm(model: Any) -> None:
 def _limit(path: Path) -> dict[str, float]:
     from itertools import islice
 
-    from servicectl.training import stream
+    from servicectl.training import blocks, stream
     from servicectl.training.checkpoint import Checkpoints
     from servicectl.training.parquet import SnapshotFile
 
@@ -169,17 +169,17 @@ def _limit(path: Path) -> dict[str, float]:
         small = path.parent / "limit.parquet"
         if not small.exists():
             make(small, _LIMIT_ROWS)
-        plan = stream.surveyed(SnapshotFile(small, chosen), Checkpoints(Path(folder), "bench"))
-    blocks = list(islice(stream.blocks_of_pass(small, chosen, plan, 0), _LIMIT_ROWS // stream.BLOCK_ROWS))
+        plan = blocks.surveyed(SnapshotFile(small, chosen), Checkpoints(Path(folder), "bench"))
+    ready = list(islice(blocks.blocks_of_pass(small, chosen, plan, 0), _LIMIT_ROWS // blocks.BLOCK_ROWS))
     model = stream.estimator_with_partial_fit(chosen)
     assert plan.classes is not None
-    model.partial_fit(blocks[0].x, blocks[0].y, classes=plan.classes.codes)
+    model.partial_fit(ready[0].x, ready[0].y, classes=plan.classes.codes)
     rates, cpu = [], []
     for _ in range(3):
         started, worked = time.perf_counter(), time.thread_time()
-        for block in blocks:
+        for block in ready:
             model.partial_fit(block.x, block.y)
-        rows = sum(len(block.y) for block in blocks)
+        rows = sum(len(block.y) for block in ready)
         rates.append(rows / (time.perf_counter() - started))
         cpu.append(rows / (time.thread_time() - worked))
     return {"fit": median(rates), "fit_cpu": median(cpu)}

@@ -16,11 +16,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from servicectl.config_lines import line_of
+from servicectl.config_schedules import SchedulesConfig
 from servicectl.errors import ConfigError, UsageError
 
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(gt=0, lt=1)]
 Count = Annotated[int, Meta(ge=1)]
+Trigger = Literal["drift", "decay", "drift-and-decay"]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=128)]
 
 
@@ -81,7 +84,14 @@ class DriftConfig(Struct, frozen=True, forbid_unknown_fields=True):
     effect_floor_psi: Positive = 0.25  # Service C's CRITICAL counts above it
     retrain: Literal["now", "queue", "never"] = "now"
     stale_after: str | None = None  # e.g. "2d": newest rows older than this are broken data
+    trigger: Trigger = "drift"  # what retrains: drifted rows, a champion that lost its score, or both together
+    retrain_on: tuple[Literal["features", "label", "prediction"], ...] = ("features",)  # what counts as drifted rows
+    beside: tuple[Literal["decay", "label", "prediction"], ...] | None = (
+        None  # measured besides features; unset: as told
+    )
+    effect_floor_decay: Share = 0.05  # of its score at publish, that a champion must have lost
     # The builtin statistics:
+    file: str | None = None  # .duckdb or .parquet, read in place of the handler's tables
     reference: Literal["auto", "window"] = "auto"  # "auto": the model's own training sample, where one was kept
     min_window_rows: Count = 100
     false_alarms: Share = 0.01  # the chance of any CRITICAL in a check at which nothing has drifted
@@ -169,7 +179,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     label: str
     features: Annotated[tuple[str, ...], Meta(min_length=1)]
     task: Literal["classification", "regression"] = "classification"
-    estimator: str | None = None  # unset: LogisticRegression / Ridge, by task
+    estimator: str | None = None  # "module.Class" or "trainer:NAME"; unset: LogisticRegression / Ridge, by task
     params: dict[str, Any] = {}
     categorical: tuple[str, ...] = ()  # one-hot encoded; the others are numbers
     feature_types: dict[str, Literal["float", "int", "string"]] = {}  # as told to the gateway; default float
@@ -177,6 +187,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     window: str | None = None  # e.g. "90d": only the newest rows; "auto": all, 60, 30 or 10 %, whichever does best
     training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits, else in blocks
     floors: dict[str, float] = {}  # metric -> least value for a first model, e.g. {f1_macro = 0.6}
+    trigger: Trigger | None = None  # unset: [drift] trigger
     source: SourceConfig = SourceConfig()
 
 
@@ -194,6 +205,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     training: TrainingConfig = TrainingConfig()
     jobs: JobsConfig = JobsConfig()
     listen: ListenConfig = ListenConfig()
+    schedules: SchedulesConfig = SchedulesConfig()
     models: dict[Name, ModelConfig] = {}
     path: str | None = None  # where it was read from; set by load()
 
@@ -314,11 +326,11 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}", cure="correct the TOML there") from None
     if "path" in tree:
-        raise ConfigError(f"{path}:{_line_of(text, ['path'])}: unknown key 'path'", cure="remove it")
+        raise ConfigError(f"{path}:{line_of(text, ['path'])}: unknown key 'path'", cure="remove it")
     overridden = _override(tree, environment)
     models = tree.pop("models", {})
     if not isinstance(models, dict):
-        raise ConfigError(f"{path}:{_line_of(text, ['models'])}: models: expected one section [models.NAME] per model")
+        raise ConfigError(f"{path}:{line_of(text, ['models'])}: models: expected one section [models.NAME] per model")
     checked: dict[str, ModelConfig] = {}
     at: list[str] = []
     try:
@@ -345,9 +357,10 @@ def _override(tree: dict[str, Any], environment: Mapping[str, str]) -> list[str]
             or not (isinstance(kind, type) and issubclass(kind, Struct))
         ):
             continue
-        types = {field.name: field.type for field in msgspec.structs.fields(kind)}
-        if key in types and isinstance(tree.setdefault(section, {}), dict):
-            tree[section][key] = value if types[key] in (str, str | None) else _scalar(value)
+        fields = {field.name: field for field in msgspec.structs.fields(kind)}
+        if key in fields and isinstance(tree.setdefault(section, {}), dict):
+            text = fields[key].type in (str, str | None)
+            tree[section][fields[key].encode_name] = value if text else _scalar(value)
             applied.append(variable)
     return applied
 
@@ -366,33 +379,5 @@ def _explained(path: Path, text: str, problem: str, at: list[str], overridden: l
     if unknown and "unknown" in what:
         keys.append(unknown.group(1))
     variable = "SERVICECTL_" + "_".join(keys).upper()
-    place = variable if variable in overridden else f"{path}:{_line_of(text, keys)}"
+    place = variable if variable in overridden else f"{path}:{line_of(text, keys)}"
     return ConfigError(f"{place}: {'.'.join(keys) or 'the file'}: {what}", cure="correct that value")
-
-
-_KEY = r"""(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')"""
-
-
-def _key_parts(dotted: str) -> list[str]:
-    return [part.strip("\"'") for part in re.findall(_KEY, dotted)]
-
-
-def _line_of(text: str, keys: list[str]) -> int:
-    """The 1-based line where the deepest found key of a dotted path stands; 1 when nothing is found."""
-    best, section = 1, []
-    depth = 0
-    for number, line in enumerate(text.splitlines(), 1):
-        bare = line.strip()
-        if header := re.match(r"\[+\s*([^\]]+?)\s*\]+", bare):
-            section = _key_parts(header.group(1))
-            here = section
-        elif assignment := re.match(rf"({_KEY}(?:\s*\.\s*{_KEY})*)\s*=", bare):
-            here = section + _key_parts(assignment.group(1))
-        else:
-            continue
-        matched = next(
-            (i for i, (a, b) in enumerate(zip(here, keys, strict=False)) if a != b), min(len(here), len(keys))
-        )
-        if matched == len(here) and matched > depth:
-            best, depth = number, matched
-    return best

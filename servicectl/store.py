@@ -80,6 +80,7 @@ class Store:
                     _rolled_back(connection)
                     raise
                 connection.execute("COMMIT")
+            store_file.fold_when_long(self.path, self._clock, self.lock_wait_s)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any | None]:
@@ -135,6 +136,7 @@ class Store:
             ) from None
         try:
             flock_within(descriptor, self.lock_wait_s, self._clock, f"the job store {self.path}")
+            store_file.finish_fold(self.path)
             store_file.finish_restore(self.path)
             yield
         finally:

@@ -66,7 +66,7 @@ def backup(store: Store, target: Path | None, clock: Clock) -> BackedUp:
             raise StoreError(f"there is no job store in {store.folder}", cure="servicectl doctor")
     with store.locked():
         if store_file.wal_of(store.path).exists():
-            store_file.checkpoint(store.path, clock, store.lock_wait_s)
+            store_file.fold(store.path, clock, store.lock_wait_s)
         jobs = store_file.keep_copy(store.path, target, clock)
     return BackedUp(target, target.stat().st_size, jobs)
 

@@ -2,7 +2,8 @@
 
 Starting an instance costs more than a transaction (12 of 19 ms), so a process starts one without a file, before it
 queues for the store's lock, and keeps it. Under the lock the file is attached to it, and detached again before the
-lock is let go: between transactions the process has nothing of the store open. Detaching checkpoints as closing does.
+lock is let go: between transactions the process has nothing of the store open. What was committed stays in the WAL until
+`store_file.fold`.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class Engine:
             self._detach(connection)
 
     def _detach(self, connection: Any) -> None:
-        """What cannot be checkpointed (a full disk) stays in the WAL; an instance that cannot let go is ended."""
+        """An instance that cannot let go is ended."""
         import duckdb
 
         try:

@@ -26,6 +26,7 @@ _SETTINGS = {
     "memory_limit": "256MB",
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
+    "wal_autocheckpoint": "1TB",  # never by itself: see `fold`
     "storage_compatibility_version": "v1.4.0",  # older storage replays a WAL that belongs to another file
 }
 
@@ -33,6 +34,8 @@ _SETTINGS = {
 _ROW_GROUP = 8192
 
 ATTACHED = "store"
+
+_LONG_WAL = 32 * 1024  # bytes; some 60 transactions, whose replay takes 5 ms
 
 _DAMAGE = (
     "Corrupt",
@@ -72,7 +75,9 @@ def instance(path: Path) -> Any:
     import duckdb
 
     # Where it is unset, DuckDB would make its folder for spilled data in the working directory.
-    return duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": f"{path}.tmp"})
+    connection = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": f"{path}.tmp"})
+    connection.execute("PRAGMA disable_checkpoint_on_shutdown")  # nor when a file is detached: see `fold`
+    return connection
 
 
 def attach(connection: Any, path: Path, *, read_only: bool, clock: Clock, wait_s: float) -> None:
@@ -141,7 +146,7 @@ def migrate(path: Path, version: int, clock: Clock, wait_s: float) -> None:
     Raises StoreError when that fails (the store is then as it was), Busy when somebody changed it meanwhile.
     """
     if wal_of(path).exists():
-        checkpoint(path, clock, wait_s)
+        fold(path, clock, wait_s)
     before = path.stat()
     name = f"servicectl-version-{version}-{named_by_time(last_changed(path))}.duckdb"
     changed = beginning_of(path)
@@ -164,19 +169,61 @@ def migrate(path: Path, version: int, clock: Clock, wait_s: float) -> None:
         beginning_of(path)
 
 
-def checkpoint(path: Path, clock: Clock, wait_s: float) -> None:
-    """Bring what the WAL holds into the file, so that the file alone is the store. Raises StoreError."""
+def fold(path: Path, clock: Clock, wait_s: float) -> None:
+    """Bring what the WAL holds into the file, so that the file alone is the store. Raises StoreError.
+
+    In a copy that takes the file's place: DuckDB's own checkpoint rewrites blocks of the live file, and a kill inside
+    one of those writes would leave a store that nobody can open.
+    """
     import duckdb
 
-    connection = connect(path, read_only=False, clock=clock, wait_s=wait_s)
+    beginning = beginning_of(path)
     try:
-        connection.execute("CHECKPOINT")
-    except duckdb.Error as error:
+        shutil.copyfile(path, beginning)
+        shutil.copyfile(wal_of(path), wal_of(beginning))
+        connection = connect(beginning, read_only=False, clock=clock, wait_s=wait_s)
+        try:
+            connection.execute("CHECKPOINT")
+        finally:
+            connection.close()
+        if wal_of(beginning).exists():
+            raise StoreError(f"{wal_of(path)} could not be brought into its file", cure=f"df -h {path.parent}")
+        beginning.chmod(0o640)
+        fsync_file(beginning)
+        crash.point("store/fold/made")
+        beginning.rename(folded(path))
+        fsync_folder(path.parent)
+        crash.point("store/fold/ready")
+    except (OSError, duckdb.Error) as error:
         raise explained(error, path) from error
     finally:
-        connection.close()
-    if wal_of(path).exists():
-        raise StoreError(f"{wal_of(path)} could not be brought into its file", cure=f"free space: df -h {path.parent}")
+        beginning_of(path)
+    finish_fold(path)
+
+
+def fold_when_long(path: Path, clock: Clock, wait_s: float) -> None:
+    """Fold a WAL that has grown so long that replaying it at each open is felt. What fails stays in the WAL."""
+    with contextlib.suppress(StoreError, Busy, OSError):
+        if wal_of(path).exists() and wal_of(path).stat().st_size > max(_LONG_WAL, path.stat().st_size // 1000):
+            fold(path, clock, wait_s)
+
+
+def folded(path: Path) -> Path:
+    """Where a store that holds its whole WAL waits, complete, to take the place of file and WAL."""
+    return Path(f"{path}.folded")
+
+
+def finish_fold(path: Path) -> None:
+    """The WAL goes first: beside the new file it would be a WAL of another checkpoint."""
+    if not folded(path).exists():
+        return
+    try:
+        wal_of(path).unlink(missing_ok=True)
+        crash.point("store/fold/wal-gone")
+        folded(path).rename(path)
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise explained(error, path) from error
 
 
 def keep_copy(path: Path, target: Path, clock: Clock) -> int:

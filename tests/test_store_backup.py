@@ -170,7 +170,7 @@ def test_what_was_made_since_the_backup_is_gone_and_counted_and_the_rest_is_carr
     [ran] = mine.resume()
     assert (ran.job.job_id, ran.job.state) == (job.job_id, State.COMPLETED)
     assert _names(mine.folder) >= {"servicectl.duckdb", "backups"}
-    assert not {name for name in _names(mine.folder) if name.endswith((".new", ".wal", ".restored"))}
+    assert not {name for name in _names(mine.folder) if name.endswith((".new", ".folded", ".restored"))}
 
 
 def _junk(file: Path) -> None:
@@ -466,7 +466,7 @@ def test_a_restore_killed_anywhere_leaves_the_old_store_or_the_restored_one(
     assert _scopes(mine) == ({"a-scope", "made later"} if old else {"a-scope"})
     assert _requests(folder / "servicectl.duckdb") == (["in the WAL"] if old else [])
     mine.submit(NewJob("work", "after"))
-    assert not {name for name in _names(folder) if name.endswith((".new", ".wal", ".restored"))} or old
+    assert not {name for name in _names(folder) if name.endswith((".new", ".folded", ".restored"))} or old
     if not old:
         assert {path.suffix for path in (folder / "backups").iterdir()} == {".duckdb", ".wal"}
 

@@ -34,7 +34,7 @@ def _asked_for(lock: str) -> list[Requirement]:
         *project["build-system"]["requires"],
     ]
     if lock == "dev":
-        texts += project["dependency-groups"]["dev"]
+        texts += [*project["dependency-groups"]["dev"], *project["project"]["optional-dependencies"]["xgboost"]]
     return [Requirement(text) for text in texts]
 
 

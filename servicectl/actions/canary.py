@@ -9,11 +9,10 @@ import msgspec
 from msgspec import Struct
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_fixed
 
-from servicectl.actions.retrain import Candidate
 from servicectl.errors import PartyUnavailable
 from servicectl.estate.serving import PredictionFailed
 from servicectl.estate.serving_keys import candidate_name
-from servicectl.training.spec import CanaryRow, verified
+from servicectl.training.spec import CanaryRow, ProductFile, verified
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -28,26 +27,33 @@ class Tried(Struct, frozen=True):
     note: str
 
 
-def try_candidate(world: World, model_id: str, candidate: Candidate) -> Tried:
-    """Before the swap: the candidate under a temporary key that Service B can load by name."""
+_NOT_ASKED = Tried(False, "not asked (serving.canary = off)")
+_WITHOUT_ROWS = Tried(False, "not asked: no canary rows are on record for this version")
+
+
+def try_candidate(world: World, model_id: str, model: ProductFile, rows: ProductFile | None) -> Tried:
+    """Before the swap: the model under a temporary key that Service B can load by name. Without rows nothing is asked."""
     if world.config.serving.canary == "off":
-        return Tried(False, "not asked (serving.canary = off)")
-    content = verified(candidate.model, "model")
-    name = candidate_name(model_id, candidate.model.sha256)
+        return _NOT_ASKED
+    if rows is None:
+        return _WITHOUT_ROWS
+    name = candidate_name(model_id, model.sha256)
     try:
-        world.keys.put_candidate(name, content, _CANDIDATE_TTL_S)
-        return Tried(*_compared(world, name, _rows(candidate)))
+        world.keys.put_candidate(name, verified(model, "model"), _CANDIDATE_TTL_S)
+        return Tried(*_compared(world, name, _known(rows)))
     except PartyUnavailable as absent:
         return _without(world, absent)
     finally:
         world.keys.drop_candidate(name)
 
 
-def watch_production(world: World, model_id: str, candidate: Candidate) -> Tried:
+def watch_production(world: World, model_id: str, rows: ProductFile | None) -> Tried:
     """After the projection: wait until serving answers with the new model, at most the configured time."""
     if world.config.serving.canary == "off":
-        return Tried(False, "not asked (serving.canary = off)")
-    rows = _rows(candidate)
+        return _NOT_ASKED
+    if rows is None:
+        return _WITHOUT_ROWS
+    known = _known(rows)
     # Service B learns of the new model by an event, so its first answers may still be the old model's.
     patient = Retrying(
         stop=stop_after_delay(world.config.serving.timeout_s),
@@ -55,7 +61,7 @@ def watch_production(world: World, model_id: str, candidate: Candidate) -> Tried
         retry=retry_if_result(lambda seen: seen[0]),
     )
     try:
-        return Tried(*patient(_compared, world, model_id, rows))
+        return Tried(*patient(_compared, world, model_id, known))
     except RetryError as late:
         return Tried(*late.last_attempt.result())
     except PartyUnavailable as absent:
@@ -68,8 +74,8 @@ def _without(world: World, absent: PartyUnavailable) -> Tried:
     return Tried(False, f"unacknowledged: {absent.message}")
 
 
-def _rows(candidate: Candidate) -> tuple[CanaryRow, ...]:
-    return msgspec.json.decode(verified(candidate.canary, "canary rows"), type=tuple[CanaryRow, ...])
+def _known(rows: ProductFile) -> tuple[CanaryRow, ...]:
+    return msgspec.json.decode(verified(rows, "canary rows"), type=tuple[CanaryRow, ...])
 
 
 def _compared(world: World, name: str, rows: tuple[CanaryRow, ...]) -> tuple[bool, str]:

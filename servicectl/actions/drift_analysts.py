@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ from servicectl.config import seconds
 from servicectl.drift.agreement import Agreement, agreements
 from servicectl.drift.comparison import Evidence
 from servicectl.drift.judgement import Rules, judge_all
-from servicectl.drift.policy import Asked, Measured, Settings
+from servicectl.drift.trigger import LABEL, PREDICTION
+from servicectl.drift.values import Asked, FeatureRows, Judged, Measured, Settings, Verdict
 from servicectl.errors import PartyUnavailable
 
 if TYPE_CHECKING:
@@ -25,12 +26,23 @@ Answers = Mapping[str, Mapping[str, Measured]]
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is looked at besides features: the labels of models, by model, and the models whose answers are."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    predictions: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
 class Answered:
-    """`answers` by model and feature; the rest is empty where Service C alone was asked."""
+    """`answers` by model and feature, LABEL and PREDICTION being features too; `rows` are counts by both. Where Service
+    C alone was asked, `rows` are by feature only, and the rest is empty."""
 
     answers: Answers
-    evidence: Mapping[tuple[str, str], Evidence]
-    agreements: tuple[Agreement, ...]
+    rows: Mapping[str, FeatureRows]
+    own_rows: Mapping[tuple[str, str], FeatureRows] = field(default_factory=dict)
+    evidence: Mapping[tuple[str, str], Evidence] = field(default_factory=dict)
+    agreements: tuple[Agreement, ...] = ()
 
 
 def settings(world: World) -> Settings:
@@ -58,21 +70,24 @@ def rules(world: World) -> Rules:
     )
 
 
-def ask(world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: Path) -> Answered:
+def ask(world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: Path, beside: Beside) -> Answered:
     """Given production rows, have every feature measured as configured. Raises as the parties that are asked.
 
-    With "both", Service C is a second opinion: its silence is told, and stops nothing.
+    With "both", Service C is a second opinion: its silence is told, and stops nothing. Service C knows of nothing
+    `beside`.
     """
     source = world.config.analytics.source
     if source == "service-c":
-        return Answered(_service_c(world, asked), {}, ())
+        counted = world.registry.feature_rows(sorted({feature for model in asked for feature in model.features}))
+        of_store = {name: FeatureRows(one.rows, one.without_time, one.newest) for name, one in counted.items()}
+        return Answered(_service_c(world, asked), of_store)
     theirs: Answers = {}
     if source == "both":
         try:
             theirs = _service_c(world, asked)
         except PartyUnavailable as silent:
             log.warning(f"{silent.message}; the builtin analytics decide without a second opinion")
-    return _builtin(world, rows, asked, folder, theirs, compared=source == "both")
+    return _builtin(world, rows, asked, folder, theirs, beside, compared=source == "both")
 
 
 def _service_c(world: World, asked: Sequence[Asked]) -> Answers:
@@ -89,26 +104,39 @@ def _service_c(world: World, asked: Sequence[Asked]) -> Answers:
 
 
 def _builtin(
-    world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: Path, theirs: Answers, *, compared: bool
+    world: World,
+    rows: Sequence[ModelRow],
+    asked: Sequence[Asked],
+    folder: Path,
+    theirs: Answers,
+    beside: Beside,
+    *,
+    compared: bool,
 ) -> Answered:
     from servicectl.actions.drift_windows import measure
 
-    found = measure(world, rows, folder)
-    counted = {
-        (model.model_id, feature): found.of(model.model_id, feature) for model in asked for feature in model.features
-    }
-    judged = judge_all(dict(counted.values()), rules(world))
+    found = measure(world, rows, folder, labels=beside.labels, predictions=beside.predictions)
+    wanted = [(model.model_id, feature) for model in asked for feature in model.features]
+    wanted += [(model_id, LABEL) for model_id in beside.labels]
+    wanted += [(model_id, PREDICTION) for model_id in sorted(beside.predictions)]
+    counted = {pair: one for pair in wanted if pair not in found.failed and (one := found.of(*pair)) is not None}
+    judged = judge_all(dict(counted.values()), rules(world), found.place)
+    ambiguous = found.ambiguous()
     answers: dict[str, dict[str, Measured]] = {model.model_id: {} for model in asked}
     for (model_id, feature), (key, _) in counted.items():
         word = theirs.get(model_id, {}).get(feature)
-        answers[model_id][feature] = _with(judged[key], word.status if word else "", own=key[0] == model_id)
-    beside: tuple[Agreement, ...] = ()
+        own = key[0] == "model" or feature in ambiguous
+        answers[model_id][feature] = _with(judged[key], word.status if word else "", own=own)
+    for (model_id, feature), why in found.failed.items():
+        nothing = Judged(Verdict.NOT_MEASURED, why)
+        answers[model_id][feature] = Measured(None, None, None, None, "", nothing)
+    second: tuple[Agreement, ...] = ()
     if compared:
-        alone = judge_all(found.by_window, rules(world))
-        beside = agreements(
-            theirs, found.by_window, {name: one.judged.verdict for name, one in alone.items() if one.judged}
-        )
-    return Answered(answers, {pair: one for pair, (_, one) in counted.items()}, beside)
+        by_window = found.by_window()
+        alone = judge_all(by_window, rules(world))
+        second = agreements(theirs, by_window, {name: one.judged.verdict for name, one in alone.items() if one.judged})
+    evidence = {pair: one for pair, (_, one) in counted.items()}
+    return Answered(answers, {}, found.rows, evidence, second)
 
 
 def _with(measured: Measured, word: str, *, own: bool) -> Measured:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
+import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,12 +12,12 @@ import msgspec
 from msgspec import Struct
 
 from servicectl import log
-from servicectl.errors import IntegrityError, ServicectlError
+from servicectl.errors import IntegrityError
 from servicectl.files import write_atomically
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
-    from servicectl.drift.calibration import CutOff
+    from servicectl.drift.statistics import Numbers
 
 _FILE = "drift_calibration.json"
 
@@ -42,28 +41,33 @@ class Calibration(Struct, frozen=True):
 
 
 def calibrate(world: World, budget: float | None) -> Calibration:
-    """Measure every production feature's own movements and store the cut-offs. Raises as the handler's queue does."""
-    from servicectl.drift.calibration import cut_off
-    from servicectl.drift.windows import WindowFile, history_query
+    """Measure every production feature's own movements and store the cut-offs. Raises as whoever has the rows does.
+
+    Of a feature that is found in several places, the widest movements count.
+    """
+    from servicectl.actions.drift_sources import origins, reader
+    from servicectl.drift.windows import WideWindowFile, WindowFile
+    from servicectl.drift.windows_sql import Wide, history_query
 
     chance = world.config.drift.false_alarms if budget is None else budget
-    rows = world.registry.production()
-    features = sorted({feature.name for row in rows for feature in row.expected_features})
+    places = origins(world, world.registry.production(), {})
+    features = sorted({name for origin in places.values() for name in origin.names})
     found: dict[str, Stored] = {}
-    if features:
-        path = _copied(world, history_query(features))
-        try:
-            with WindowFile(path) as history:
-                for feature in features:
+    world.config.state_folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+    with (
+        reader(world) as rows,
+        tempfile.TemporaryDirectory(prefix="calibration-", dir=world.config.state_folder) as own,
+    ):
+        for number, origin in enumerate(places.values()):
+            path = Path(own) / f"history-{number}.parquet"
+            rows.copy(history_query(origin.names, origin.rows), path, origin.table)
+            wide = isinstance(origin.rows, Wide)
+            with WideWindowFile(path, origin.names) if wide else WindowFile(path) as history:
+                for feature in origin.names:
                     log.working(f"calibrate: {feature}")
-                    told = cut_off(history.numbers(feature, "reference"), chance / len(features))
-                    if told is not None:
-                        found[feature] = _stored(told)
-        finally:
-            path.unlink(missing_ok=True)
+                    _add(found, feature, history.numbers(feature, "reference"), chance / len(features))
     left_out = tuple(feature for feature in features if feature not in found)
     calibration = Calibration(world.clock.now().astimezone(UTC), chance, found, left_out)
-    world.config.state_folder.mkdir(parents=True, exist_ok=True, mode=0o750)
     write_atomically(world.config.state_folder / _FILE, msgspec.json.encode(calibration))
     return calibration
 
@@ -82,24 +86,17 @@ def load(world: World) -> Mapping[str, Stored]:
         ) from None
 
 
-def _stored(told: CutOff) -> Stored:
-    return Stored(told.ks, told.share_change, told.estate_psi, told.places, told.rows)
+def _add(found: dict[str, Stored], feature: str, history: Numbers, chance: float) -> None:
+    from servicectl.drift.calibration import cut_off
 
-
-def _copied(world: World, query: str) -> Path:
-    name = f"servicectl-{uuid.uuid4().hex}.parquet"
-    shared, there = world.config.snapshot_folder, f"{world.config.snapshot_folder_handler}/{name}"
-    shared.mkdir(parents=True, exist_ok=True, mode=0o2770)
-    ours = world.config.state_folder / f"calibration-{name}"
-    try:
-        world.registry.copy_to_parquet(query, there, timeout_s=world.config.handler.snapshot_timeout_s)
-        if not (shared / name).is_file():
-            raise ServicectlError(
-                f"the handler wrote {there}, but {shared / name} is not there",
-                cure="set handler.snapshot_folder and handler.snapshot_folder_handler to one shared folder",
-            )
-        ours.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        shutil.move(shared / name, ours)
-    finally:
-        (shared / name).unlink(missing_ok=True)
-    return ours
+    told = cut_off(history, chance)
+    if told is None:
+        return
+    known = found.get(feature, Stored(0.0, 0.0, 0.0, told.places, told.rows))
+    found[feature] = Stored(
+        max(known.ks, told.ks),
+        max(known.share_change, told.share_change),
+        max(known.estate_psi, told.estate_psi),
+        min(known.places, told.places),
+        min(known.rows, told.rows),
+    )

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from servicectl import log
-from servicectl.actions import deliver_alarms, drift_analysts, governing, retrain
-from servicectl.actions.kinds import DRIFT_CHECK, RETRAIN, serving_scope
-from servicectl.actions.production import read_truth
-from servicectl.clock import stored
-from servicectl.config import seconds
-from servicectl.drift.agreement import Agreement
-from servicectl.drift.alarm_changes import alarm_changes, reminders
-from servicectl.drift.comparison import Evidence
+from servicectl.actions import deliver_alarms, governing, retrain
+from servicectl.actions.drift_look import Look, trigger_of
+from servicectl.actions.drift_look import look as look_at
+from servicectl.actions.kinds import DRIFT_CHECK, serving_scope
 from servicectl.drift.governor import Ruling
-from servicectl.drift.policy import (
-    Asked,
-    Decision,
-    FeatureRows,
-    Findings,
-    Verdict,
-    affected,
-    decide,
-    summary,
-)
+from servicectl.drift.values import Decision, Verdict
 from servicectl.errors import BadAnswer, ExitStatus, NotMeasured
-from servicectl.estate.artifacts import names
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
@@ -40,33 +24,6 @@ from servicectl.jobs.runner import Ran
 if TYPE_CHECKING:
     from servicectl.actions.world import World
     from servicectl.estate.registry import ModelRow
-
-
-@dataclass(frozen=True)
-class Shown:
-    """The evidence behind one decision that is not a PASS."""
-
-    model_id: str
-    evidence: Evidence
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look at every production model: what was decided, which models must retrain, and what to tell.
-
-    `evidence` and `agreements` are empty where Service C alone was asked.
-    """
-
-    decisions: tuple[Decision, ...]
-    drifted: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    retrain: Mapping[str, tuple[str, ...]]
-    changes: tuple[tuple[str, str, str, str, str], ...]
-    rows_without_time: int
-    outcome: str
-    not_measured: int
-    evidence: tuple[Shown, ...] = ()
-    agreements: tuple[Agreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,7 +55,7 @@ def run(world: World, context: JobContext) -> Result:
     rows = context.observe(lambda: _preflight(world))
     if not rows:
         return Result("no-production-models", {"models": []})
-    look = context.step("look", lambda: _look(world, context, rows), Look)
+    look = context.step("look", lambda: look_at(world, context, rows), Look)
     for unexpected in look.unexpected:
         log.warning(f"Service C answered {unexpected}, which was not asked for; it was left out")
     for row in rows:
@@ -142,99 +99,16 @@ def _preflight(world: World) -> tuple[ModelRow, ...]:
     return rows
 
 
-def _look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
-    features_of = {row.model_id: tuple(feature.name for feature in row.expected_features) for row in rows}
-    wanted = sorted({feature for features in features_of.values() for feature in features})
-    counted = world.registry.feature_rows(wanted)
-    asked = [Asked(row.model_id, row.version, features_of[row.model_id], _learnt_until(world, row)) for row in rows]
-    answered = drift_analysts.ask(world, rows, asked, context.folder)
-    feature_rows = {name: FeatureRows(rows.rows, rows.without_time, rows.newest) for name, rows in counted.items()}
-    standing = world.alarms.standing()
-    previous = {pair: Verdict(verdict) for pair, verdict in standing.verdicts.items()}
-    findings = decide(
-        asked,
-        answered.answers,
-        feature_rows,
-        drift_analysts.settings(world),
-        now=world.clock.now(),
-        previous=previous,
-    )
-    told = summary(findings)
-    changes = alarm_changes(previous, findings.decisions, unmeasured=standing.unmeasured)
-    changes += reminders(changes, findings.decisions, _due_for_reminder(world))
-    return Look(
-        decisions=findings.decisions,
-        drifted=findings.drifted,
-        unexpected=findings.unexpected,
-        retrain=affected(findings, features_of),
-        changes=tuple((c.model_id, c.feature, c.kind, c.verdict.value, c.text) for c in changes),
-        rows_without_time=sum(rows.without_time for rows in feature_rows.values()),
-        outcome=told.outcome,
-        not_measured=told.not_measured,
-        evidence=_shown(findings, answered.evidence),
-        agreements=answered.agreements,
-    )
-
-
-def _due_for_reminder(world: World) -> frozenset[tuple[str, str]]:
-    """Pairs whose last alarm was told too long ago and that nobody has acknowledged."""
-    if world.config.alarms.reminder is None:
-        return frozenset()
-    before = stored(world.clock.now()) - timedelta(seconds=seconds(world.config.alarms.reminder, "alarms.reminder"))
-    last = {(alarm.model_id, alarm.feature): alarm for alarm in reversed(world.alarms.newest(limit=100_000))}
-    return frozenset(
-        pair for pair, alarm in last.items() if alarm.raised_at <= before and alarm.acknowledged_at is None
-    )
-
-
-def _shown(findings: Findings, evidence: Mapping[tuple[str, str], Evidence]) -> tuple[Shown, ...]:
-    return tuple(
-        Shown(decision.model_id, one)
-        for decision in findings.decisions
-        if decision.verdict is not Verdict.PASS
-        and (one := evidence.get((decision.model_id, decision.feature))) is not None
-    )
-
-
-def _learnt_until(world: World, row: ModelRow) -> datetime | None:
-    """The newest row this version was trained or judged on, or a later challenger of it was judged on."""
-    seen = [moment for moment in (_manifest_last(world, row), _last_judged(world, row.model_id)) if moment]
-    return max(seen) if seen else None
-
-
-def _manifest_last(world: World, row: ModelRow) -> datetime | None:
-    truth = read_truth(world, row.model_id, row.azure_location or None)
-    if truth.pointer is None:
-        return None
-    name = names.manifest(truth.location, row.model_id, truth.pointer.version)
-    if world.artifacts.stat(name) is None:
-        return None
-    manifest = msgspec.json.decode(world.artifacts.read(name)[0])
-    return _moment(manifest.get("snapshot", {}).get("last"))
-
-
-def _last_judged(world: World, model_id: str) -> datetime | None:
-    for job in world.runner.table.newest(kind=RETRAIN, limit=200):
-        if job.result is not None and job.spec.get("model") == model_id:
-            return _moment(job.result.get("snapshot", {}).get("last"))
-    return None
-
-
-def _moment(text: object) -> datetime | None:
-    if not isinstance(text, str):
-        return None
-    moment = datetime.fromisoformat(text)
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
-
 def _scores(decisions: tuple[Decision, ...], row: ModelRow) -> dict[str, float]:
     """PSI per feature of this version; a feature that was not measured keeps its last known score."""
     unmeasured = (Verdict.NOT_MEASURED, Verdict.QUARANTINE)
+    expected = {feature.name for feature in row.expected_features}
     return {
         decision.feature: decision.psi
         for decision in decisions
         if (decision.model_id, decision.version) == (row.model_id, row.version)
         and decision.psi is not None
+        and decision.feature in expected
         and decision.verdict not in unmeasured
     }
 
@@ -293,6 +167,9 @@ def _result(world: World, look: Look, governed: Governed, undelivered: int) -> R
     children: list[NewJob] = []
     not_configured: list[str] = []
     held_back = {ruling.model_id: ruling.reason for ruling in governed.rulings if not ruling.allowed}
+    for model_id, why in look.held.items():
+        held_back[model_id] = f"{why} (trigger = {trigger_of(world, model_id)})"
+        log.notice(f"{model_id} is not retrained now: {held_back[model_id]}")
     if world.config.drift.retrain != "never":
         for model_id in look.retrain:
             if model_id not in world.config.models:
@@ -316,6 +193,7 @@ def _result(world: World, look: Look, governed: Governed, undelivered: int) -> R
         "not_measured": look.not_measured,
         "evidence": [msgspec.to_builtins(one) for one in look.evidence],
         "agreements": [msgspec.to_builtins(one) for one in look.agreements],
+        "decay": [msgspec.to_builtins(one) for one in look.decay],
     }
     status = ExitStatus.OK
     if not_configured:

@@ -31,7 +31,8 @@ def evidence(world: World, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="servicectl-explain-") as folder:
         measured = measure(world, [row for row in rows if row.expected_features], Path(folder))
     return [
-        {"model_id": row.model_id, "evidence": msgspec.to_builtins(measured.of(row.model_id, feature.name)[1])}
+        {"model_id": row.model_id, "evidence": msgspec.to_builtins(one[1])}
         for row in rows
         for feature in row.expected_features
+        if (one := measured.of(row.model_id, feature.name)) is not None
     ]

@@ -1,60 +1,135 @@
-"""Windows of the feature store, copied by the handler and measured here, without Service C."""
+"""Windows of rows, copied by whoever has them and measured here, without Service C."""
 
 from __future__ import annotations
 
-import shutil
-import time
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servicectl import log
-from servicectl.drift.comparison import Evidence, compare
-from servicectl.drift.windows import SampleFile, WindowFile, windows_query
-from servicectl.errors import BadAnswer, IntegrityError, ServicectlError
+from servicectl.actions.drift_sources import (
+    Origin,
+    Reader,
+    counts,
+    has_table,
+    origin_name,
+    origins,
+    reader,
+    source_of,
+    windows,
+)
+from servicectl.actions.production import read_truth
+from servicectl.actions.verification import manifest_behind
+from servicectl.drift.comparison import Column, Evidence, compare
+from servicectl.drift.trigger import LABEL, PREDICTION
+from servicectl.drift.values import FeatureRows
+from servicectl.drift.windows import SampleFile, WideWindowFile, WindowFile
+from servicectl.drift.windows_sql import prediction_log
+from servicectl.errors import BadAnswer, IntegrityError
 from servicectl.estate.artifacts import names
+from servicectl.estate.artifacts.protocol import NoSuchBlob
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
     from servicectl.estate.registry import ModelRow
 
-_STALE_S = 24 * 3600
+Key = tuple[str, str, str]
+"""("rows", origin, feature), or ("model", model, feature) for what belongs to one model alone."""
+
+_ANSWERS = "what models answered"
+
+
+@dataclass
+class Measurements:
+    """What was measured of a look. `evidence` of features stands under the rows' origin, and under the model where a
+    sample of its training rows was kept. `rows` are by model and feature; LABEL and PREDICTION are features here.
+    `failed`: (model, feature) -> why it could not be looked at at all."""
+
+    evidence: dict[Key, Evidence] = field(default_factory=dict)
+    rows: dict[tuple[str, str], FeatureRows] = field(default_factory=dict)
+    place: dict[Key, str] = field(default_factory=dict)
+    origin_of: dict[str, str] = field(default_factory=dict)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def of(self, model_id: str, feature: str) -> tuple[Key, Evidence] | None:
+        """The evidence that counts for a model, with its key; models that share one share the key."""
+        keys = (("model", model_id, feature), ("rows", self.origin_of.get(model_id, ""), feature))
+        return next(((key, self.evidence[key]) for key in keys if key in self.evidence), None)
+
+    def by_window(self) -> dict[str, Evidence]:
+        """Of the features of the feature store's long table, against its older rows: what Service C compares too."""
+        return {name: one for (kind, place, name), one in self.evidence.items() if (kind, place) == ("rows", "")}
+
+    def ambiguous(self) -> frozenset[str]:
+        """Features of one name in several places, which are not the same feature."""
+        seen: dict[str, set[str]] = {}
+        for kind, place, name in self.evidence:
+            if kind == "rows":
+                seen.setdefault(name, set()).add(place)
+        return frozenset(name for name, places in seen.items() if len(places) > 1)
+
+    def add(self, key: Key, place: str, evidence: Evidence) -> None:
+        self.evidence[key], self.place[key] = evidence, place
 
 
 @dataclass(frozen=True)
-class Measurements:
-    """`by_window`: every feature against the estate's older window. `by_sample`: (model, feature) against the rows the
-    model was trained on, where such a sample was kept."""
+class Sample:
+    """The rows that a version was trained on, as far as they were kept. `why_not`: there are some, not to be believed."""
 
-    by_window: dict[str, Evidence]
-    by_sample: dict[tuple[str, str], Evidence]
+    file: SampleFile | None = None
+    names: frozenset[str] = frozenset()
+    why_not: str = ""
 
-    def of(self, model_id: str, feature: str) -> tuple[tuple[str, str], Evidence]:
-        """The evidence that counts for a model, with its key; features that share one share the key."""
-        if (model_id, feature) in self.by_sample:
-            return (model_id, feature), self.by_sample[model_id, feature]
-        return ("", feature), self.by_window[feature]
+    def column(self, name: str, like: Column) -> Column | None:
+        """A column of the same kind as the newest rows' (a model may take for text what another takes for numbers)."""
+        if self.file is None or name not in self.names:
+            return None
+        column = self.file.column(name)
+        return column if (column.values.dtype.kind == "U") == (like.values.dtype.kind == "U") else None
 
 
-def measure(world: World, rows: Sequence[ModelRow], folder: Path) -> Measurements:
+def measure(
+    world: World,
+    rows: Sequence[ModelRow],
+    folder: Path,
+    *,
+    labels: Mapping[str, str] | None = None,
+    predictions: frozenset[str] = frozenset(),
+) -> Measurements:
     """Given production rows, compare the newest rows of every feature with its older ones and with training samples.
 
-    `folder` holds the files meanwhile. Raises as the handler's queue does, and BadAnswer for a copy that is not whole.
+    `labels` (by model) and the answers of the models in `predictions` are compared too. `folder` holds the files
+    meanwhile. Raises as the handler's queue does; of rows that are not in the feature store's long table, what cannot
+    be read is told in `failed`.
     """
-    features = sorted({feature.name for row in rows for feature in row.expected_features})
-    if not features:
-        return Measurements({}, {})
+    found = Measurements()
     with ExitStack() as files:
-        windows = files.enter_context(_windows(world, features, folder))
-        samples = {
-            row.model_id: files.enter_context(SampleFile(path))
-            for row in rows
-            if world.config.drift.reference == "auto" and (path := _sample(world, row, folder, files)) is not None
-        }
-        return _measured(world, rows, features, windows, samples)
+        source = files.enter_context(reader(world))
+        samples = {row.model_id: _sample(world, row, folder, files) for row in rows}
+        for number, origin in enumerate(origins(world, rows, labels or {}).values()):
+            its = [row for row in rows if origin_name(source_of(world, row.model_id)) == origin.name]
+            found.origin_of |= {row.model_id: origin.name for row in its}
+            try:
+                counted = counts(source, origin)
+                with windows(source, origin, folder / f"windows-{number}.parquet") as cut:
+                    _of_origin(world, found, origin, its, cut, samples, labels or {})
+            except BadAnswer as refused:
+                if origin.name == "":
+                    raise
+                log.warning(f"{', '.join(row.model_id for row in its)}: {refused}")
+                found.failed |= {(row.model_id, f.name): refused.message for row in its for f in row.expected_features}
+                found.failed |= {(row.model_id, LABEL): refused.message for row in its}
+                continue
+            for row in its:
+                found.rows |= {(row.model_id, f.name): counted[f.name] for f in row.expected_features}
+                if row.model_id in (labels or {}):
+                    found.rows[row.model_id, LABEL] = counted[(labels or {})[row.model_id]]
+        answering = [row for row in rows if row.model_id in predictions]
+        if answering:
+            _predictions(world, found, source, answering, folder / "answers.parquet")
+    return found
 
 
 def declared_categories(world: World, rows: Sequence[ModelRow]) -> frozenset[str]:
@@ -63,81 +138,83 @@ def declared_categories(world: World, rows: Sequence[ModelRow]) -> frozenset[str
     return frozenset(configured | {f.name for row in rows for f in row.expected_features if f.type == "string"})
 
 
-def _measured(
+def _of_origin(
     world: World,
+    found: Measurements,
+    origin: Origin,
     rows: Sequence[ModelRow],
-    features: Sequence[str],
-    windows: WindowFile,
-    samples: dict[str, SampleFile],
-) -> Measurements:
+    cut: WindowFile | WideWindowFile,
+    samples: Mapping[str, Sample],
+    labels: Mapping[str, str],
+) -> None:
     categories, parts = declared_categories(world, rows), world.config.drift.parts
-    known = {model_id: sample.features() for model_id, sample in samples.items()}
-    by_window: dict[str, Evidence] = {}
-    by_sample: dict[tuple[str, str], Evidence] = {}
-    for feature in features:
-        log.working(f"drift-check: {feature}")
-        current, category = windows.column(feature, "current"), feature in categories
-        reference = windows.column(feature, "reference")
-        by_window[feature] = compare(feature, reference, current, declared_category=category, parts=parts)
+    features = {feature.name for row in rows for feature in row.expected_features}
+    for name in origin.names:
+        log.working(f"drift-check: {name}")
+        current, reference = cut.column(name, "current"), cut.column(name, "reference")
+        category = name in categories
+        if name in features:
+            one = compare(name, reference, current, declared_category=category, parts=parts)
+            found.add(("rows", origin.name, name), origin.name, one)
         for row in rows:
-            if feature in known.get(row.model_id, ()) and any(f.name == feature for f in row.expected_features):
-                by_sample[row.model_id, feature] = compare(
-                    feature,
-                    samples[row.model_id].column(feature),
-                    current,
-                    declared_category=category,
-                    parts=parts,
-                )
-    return Measurements(by_window, by_sample)
+            sample = samples[row.model_id]
+            if any(feature.name == name for feature in row.expected_features):
+                if sample.why_not:
+                    found.failed[row.model_id, name] = sample.why_not
+                elif (learnt := sample.column(name, current)) is not None:
+                    one = compare(name, learnt, current, declared_category=category, parts=parts)
+                    found.add(("model", row.model_id, name), origin.name, one)
+            if labels.get(row.model_id) == name:
+                one = _label(world, row, name, reference, current, sample)
+                found.add(("model", row.model_id, LABEL), f"labels of {origin.name}", one)
 
 
-@contextmanager
-def _windows(world: World, features: Sequence[str], folder: Path) -> Iterator[WindowFile]:
-    """The handler's copy of the windows, moved into our own folder, gone at the end."""
-    shared = world.config.snapshot_folder
-    shared.mkdir(parents=True, exist_ok=True, mode=0o2770)
-    _sweep(shared)
-    # A name of its own: a COPY that is executed late must not overwrite what is being read.
-    name = f"servicectl-{uuid.uuid4().hex}.parquet"
-    written, ours = shared / name, folder / "windows.parquet"
-    try:
-        try:
-            there = f"{world.config.snapshot_folder_handler}/{name}"
-            count = world.registry.copy_to_parquet(
-                windows_query(features), there, timeout_s=world.config.handler.snapshot_timeout_s
-            )
-            if not written.is_file():
-                raise ServicectlError(
-                    f"the handler wrote {count} rows to {there}, but {written} is not there",
-                    cure="set handler.snapshot_folder and handler.snapshot_folder_handler to one shared folder; "
-                    "servicectl doctor proves it",
-                )
-            shutil.move(written, ours)
-        finally:
-            written.unlink(missing_ok=True)
-        with WindowFile(ours) as windows:
-            if (found := sum(span[0] for span in windows.spans().values())) != count:
-                raise BadAnswer(f"the handler counted {count} rows, the windows hold {found}", cure="try again")
-            yield windows
-    finally:
-        ours.unlink(missing_ok=True)
+def _label(world: World, row: ModelRow, name: str, reference: Column, current: Column, sample: Sample) -> Evidence:
+    reference = sample.column(name, current) or reference
+    classes = world.config.model(row.model_id).task == "classification"
+    return compare(LABEL, reference, current, declared_category=classes, parts=world.config.drift.parts)
 
 
-def _sample(world: World, row: ModelRow, folder: Path, files: ExitStack) -> Path | None:
-    """The sample of training rows beside a version, downloaded and verified; None where none was kept."""
-    name = names.versioned(row.azure_location or names.location(row.model_id), row.model_id, row.version, "parquet")
-    blob = world.artifacts.stat(name)
-    if blob is None:
-        return None
+def _predictions(world: World, found: Measurements, source: Reader, rows: Sequence[ModelRow], target: Path) -> None:
+    """Each version's own answers, older against newest: another version rightly answers otherwise."""
+    if not has_table(source, "model_logs"):
+        found.failed |= {(row.model_id, PREDICTION): "there is no table model_logs" for row in rows}
+        return
+    log_rows = prediction_log((row.model_id, row.version) for row in rows)
+    origin = Origin(_ANSWERS, tuple(row.model_id for row in rows), log_rows, "model_logs")
+    counted = counts(source, origin)
+    with windows(source, origin, target) as cut:
+        for row in rows:
+            if counted[row.model_id].rows == 0:
+                found.failed[row.model_id, PREDICTION] = f"model_logs has no answer of {row.version}"
+                continue
+            reference, current = (cut.column(row.model_id, side) for side in ("reference", "current"))
+            one = compare(PREDICTION, reference, current, parts=world.config.drift.parts)
+            found.add(("model", row.model_id, PREDICTION), f"{_ANSWERS} {row.model_id}", one)
+            found.rows[row.model_id, PREDICTION] = counted[row.model_id]
+
+
+def _sample(world: World, row: ModelRow, folder: Path, files: ExitStack) -> Sample:
+    """The sample of training rows that the version's own manifest names by digest, downloaded and held against it."""
+    if world.config.drift.reference == "window":
+        return Sample()
     target = folder / f"sample-{row.model_id}.parquet"
     files.callback(target.unlink, missing_ok=True)
-    if blob.sha256 not in (None, world.artifacts.download(name, target).sha256):
-        raise IntegrityError(f"{name} does not have the digest on record", cure="retrain, or remove the file")
-    return target
-
-
-def _sweep(shared: Path) -> None:
-    """Files of sends that were given up and executed later."""
-    for leftover in shared.glob("servicectl-*.parquet"):
-        if time.time() - leftover.stat().st_mtime > _STALE_S:
-            leftover.unlink(missing_ok=True)
+    try:
+        truth = read_truth(world, row.model_id, row.azure_location or None)
+        if truth.pointer is None or truth.pointer.version != row.version:
+            return Sample()
+        manifest = manifest_behind(world, truth.location, truth.pointer)
+        kept = (manifest or {}).get("sample")
+        if kept is None:
+            return Sample()
+        name = names.versioned(truth.location, row.model_id, row.version, "parquet")
+        if world.artifacts.download(name, target).sha256 != kept["sha256"]:
+            return Sample(why_not=f"{name} does not have the digest on record")
+    except NoSuchBlob:
+        log.warning(f"the sample of what {row.model_id} {row.version} learnt from is gone; its older rows stand in")
+        return Sample()
+    except IntegrityError as wrong:
+        return Sample(why_not=wrong.message)
+    sample = files.enter_context(SampleFile(target))
+    return Sample(sample, sample.features())

@@ -60,6 +60,13 @@ def pointers(world: World, truth: Truth, model_id: str) -> list[Pointer]:
     return sorted(found.values(), key=lambda pointer: (pointer.generation, pointer.published_at))
 
 
+def of_generation(world: World, truth: Truth, model_id: str, generation: int) -> Pointer | None:
+    """The pointer of one generation, also when another one has taken its place; None if it has none."""
+    if truth.pointer is None or truth.pointer.generation == generation:
+        return truth.pointer
+    return next((one for one in pointers(world, truth, model_id) if one.generation == generation), None)
+
+
 def look(world: World, model_id: str) -> list[Change]:
     """A model's generations, newest first. Raises UsageError for a model that never was in production."""
     truth = read_truth(world, model_id)

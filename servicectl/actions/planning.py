@@ -69,7 +69,9 @@ def plan(world: World, model_id: str) -> Plan:
         incumbent_etag=truth.incumbent.etag if truth.incumbent else None,
         in_production=truth.pointer.version if truth.pointer else None,
         registry_production=registered,
-        operations=_operations(world, model_id, truth, version, registered),
+        operations=_operations(
+            world, model_id, truth, version, registered, sample=request.candidate.sample is not None
+        ),
     )
 
 
@@ -114,7 +116,7 @@ def approve(world: World, job: Job) -> list[Ran]:
 
 
 def _operations(
-    world: World, model_id: str, truth: Truth, version: str, registered: str | None
+    world: World, model_id: str, truth: Truth, version: str, registered: str | None, *, sample: bool
 ) -> tuple[Operation, ...]:
     def named(extension: str) -> str:
         return names.versioned(truth.location, model_id, version, extension)
@@ -129,6 +131,8 @@ def _operations(
         Operation(store, f"create {names.manifest(truth.location, model_id, version)}", new),
         Operation(store, f"create {named('pkl')}", new),
         Operation(store, f"create {named('json')}", new),
+        Operation(store, f"create {names.canary(truth.location, model_id, version)}", new),
+        *([Operation(store, f"create {named('parquet')}", new)] if sample else []),
         Operation("registry", f"insert {version} as staging", "no row of this version"),
     ]
     if world.config.serving.canary != "off":

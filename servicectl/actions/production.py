@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from servicectl import log
 from servicectl.actions.verification import check_artifact
 from servicectl.errors import IntegrityError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, decode
+from servicectl.estate.artifacts.protocol import PreconditionFailed
 from servicectl.estate.registry import PRODUCTION, redis_metadata
 from servicectl.estate.serving_keys import Projection
+from servicectl.training.spec import ProductFile, verified
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -43,11 +46,15 @@ class Truth:
 
 @dataclass(frozen=True)
 class Artifact:
-    """Verified bytes of the production model, by its digest."""
+    """The production model, verified; `name` is its immutable blob's. Whoever fetched the file removes it."""
 
-    content: bytes
-    sha256: str
+    file: ProductFile
     name: str
+
+    @property
+    def content(self) -> bytes:
+        """All of it in memory, checked again. Raises IntegrityError."""
+        return verified(self.file, "model")
 
 
 def read_truth(world: World, model_id: str, location: str | None = None) -> Truth:
@@ -97,42 +104,67 @@ def fetch(world: World, model_id: str, truth: Truth, folder: Path) -> Artifact |
                 f"{truth.location} has no signed pointer for {production_name}",
                 cure=f"servicectl artifacts adopt {model_id}  if these bytes can be trusted",
             )
-        return _downloaded(world, production_name, folder)
+        return Artifact(_downloaded(world, production_name, folder), production_name)
     if truth.incumbent is not None:
-        artifact = _downloaded(world, production_name, folder)
-        if artifact.sha256 == truth.pointer.sha256:
-            check_artifact(world, truth.location, truth.pointer, artifact.content)
-            return Artifact(artifact.content, artifact.sha256, truth.pointer.name)
+        body = _downloaded(world, production_name, folder)
+        if body.sha256 == truth.pointer.sha256:
+            check_artifact(world, truth.location, truth.pointer, body)
+            return Artifact(body, truth.pointer.name)
+        Path(body.path).unlink()
     immutable = _downloaded(world, truth.pointer.name, folder)
     if immutable.sha256 != truth.pointer.sha256:
         raise IntegrityError(
             f"neither {production_name} nor {truth.pointer.name} has the digest on record ({truth.pointer.sha256[:12]}…)",
             cure=f"restore the bytes, or publish {model_id} anew; nothing was served from them",
         )
-    check_artifact(world, truth.location, truth.pointer, immutable.content)
-    return immutable
+    check_artifact(world, truth.location, truth.pointer, immutable)
+    return Artifact(immutable, truth.pointer.name)
 
 
-def _downloaded(world: World, name: str, folder: Path) -> Artifact:
+def _downloaded(world: World, name: str, folder: Path) -> ProductFile:
     target = folder / f"fetched-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    blob = world.artifacts.download(name, target)
+    return ProductFile(str(target), str(blob.sha256), blob.size)
+
+
+def settle(world: World, truth: Truth, source: Path | None, folder: Path) -> None:
+    """Make the production body the pointer's where a writer that lost has come after it, or where there is none.
+
+    Two publishes meet like this: the one swaps, the other swaps and points, and what the first one swapped in stays. A body
+    of a later generation is a publish under way, and one without a generation is not ours: both are left alone. `source`
+    is a file with the pointer's bytes, if there is one.
+    """
+    pointer, body = truth.pointer, truth.incumbent
+    if pointer is None or (body is not None and not _is_overtaken(body, pointer)):
+        return
+    metadata = {"generation": str(pointer.generation), "version": pointer.version, "job": pointer.job_id}
+    name = names.production(truth.location, pointer.model_id, "pkl")
+    file = source or Path(_downloaded(world, pointer.name, folder).path)
     try:
-        blob = world.artifacts.download(name, target)
-        content = target.read_bytes()
+        world.artifacts.replace(name, file, metadata, body.etag if body else None, sha256=pointer.sha256)
+        log.notice(f"{name} is {pointer.version} again, as the pointer says")
+    except PreconditionFailed:
+        log.info(f"{name} is being replaced by another writer")
     finally:
-        target.unlink(missing_ok=True)
-    digest = hashlib.sha256(content).hexdigest()
-    if blob.sha256 not in (None, digest):
-        raise IntegrityError(f"{name} changed on disk while it was read", cure="try again")
-    return Artifact(content, digest, name)
+        if source is None:
+            file.unlink()
+
+
+def _is_overtaken(body: Blob, pointer: Pointer) -> bool:
+    generation = body.metadata.get("generation", "")
+    return body.sha256 != pointer.sha256 and generation.isdecimal() and int(generation) <= pointer.generation
 
 
 def project(world: World, row: ModelRow, truth: Truth, artifact: Artifact) -> str:
-    """Write one model into Redis as the registry row and the pointer say; "written", "unchanged" or "superseded"."""
+    """Write one model into Redis as the registry row and the pointer say; "written", "unchanged" or "superseded".
+
+    The only place that needs the whole model in memory, once: serving.max_mb bounds it.
+    """
     projection = Projection(
         model_id=row.model_id,
         generation=truth.generation,
         version=truth.pointer.version if truth.pointer else row.version,
-        sha256=artifact.sha256,
+        sha256=artifact.file.sha256,
         name=artifact.name,
         job_id=truth.pointer.job_id if truth.pointer else None,
         metadata=redis_metadata(row),

@@ -14,19 +14,18 @@ import msgspec
 from msgspec import Struct
 
 from servicectl import log
-from servicectl.actions import canary, switching
+from servicectl.actions import canary, history, switching
 from servicectl.actions.kinds import PUBLISH, RETRAIN, serving_scope
-from servicectl.actions.production import Truth, read_truth
+from servicectl.actions.production import Truth, read_truth, settle
 from servicectl.actions.retrain import Candidate
 from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact, check_model
 from servicectl.actions.versions import Reserved, reserve
-from servicectl.errors import ExitStatus, IntegrityError, Superseded, TryAgain, UsageError
+from servicectl.errors import BadData, ExitStatus, IntegrityError, Superseded, TryAgain, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
 from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
 from servicectl.estate.registry import Feature, ModelRow
-from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result, State
 from servicectl.jobs.runner import Ran
@@ -109,6 +108,7 @@ def run(world: World, context: JobContext) -> Result:
     truth = context.observe(lambda: read_truth(world, model_id))
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
+        context.observe(lambda: settle(world, truth, None, context.folder))
         return _superseded(request, truth)
     withdrawn = truth.pointer.withdrawn.values() if truth.pointer is not None and not already_pointed else ()
     if truth.pointer is not None and request.candidate.model.sha256 in withdrawn:
@@ -128,25 +128,21 @@ def run(world: World, context: JobContext) -> Result:
         published_at=reserved.at,
         job_id=mine,
     )
-    context.step("upload", lambda: _upload(world, context, target), str)
+    context.step("upload", lambda: _upload(world, context, target, request.candidate), str)
     registered = context.step("register", lambda: _register(world, request, truth, target, reserved), Registered)
+    rows = request.candidate.canary
     tried = context.step(
-        "try candidate", lambda: canary.try_candidate(world, model_id, request.candidate), canary.Tried
+        "try candidate", lambda: canary.try_candidate(world, model_id, target.file, rows), canary.Tried
     )
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
-    try:
-        context.step("archive", lambda: archive(world, truth, target, registered.replaces), str)
-    except PreconditionFailed as lost:
-        log.warning(str(lost))
-        return _superseded(request, read_truth(world, model_id))
+    if not keep_incumbent(world, context, truth, target, registered.replaces):
+        return _superseded(request, switching.lost(world, context, target))
     target = msgspec.structs.replace(target, published_at=context.step("date", world.clock.now, datetime))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):
-            return _superseded(request, read_truth(world, model_id))
-        served = context.step(
-            "canary", lambda: canary.watch_production(world, model_id, request.candidate), canary.Tried
-        )
+            return _superseded(request, switching.lost(world, context, target))
+        served = context.step("canary", lambda: switching.acknowledged(world, target, rows), canary.Tried)
         if served.wrong:
             undone = switching.undo(world, context, registered.before, target)
             outcome = "undone" if undone.done else "not-undone"
@@ -187,8 +183,16 @@ def _told(request: Request, target: Target, note: str) -> dict[str, Any]:
 
 
 def _reserve(world: World, context: JobContext, request: Request, truth: Truth) -> Reserved:
-    described = msgspec.json.decode(verified(request.candidate.manifest, "manifest"))
-    check_model(world, request.model, described, verified(request.candidate.model, "model"))
+    candidate, allowed_mb = request.candidate, world.config.serving.max_mb
+    if candidate.model.bytes / 1e6 > allowed_mb:
+        # Asked again, since the limit may have changed: what Redis cannot take must not be swapped in.
+        raise BadData(
+            f"the model of {request.model} is {candidate.model.bytes / 1e6:.1f} MB, serving.max_mb allows {allowed_mb:g}",
+            cure="train a smaller one, or raise serving.max_mb (one value in Redis holds less than 512 MB)",
+        )
+    described = msgspec.json.decode(verified(candidate.manifest, "manifest"))
+    check_model(world, request.model, described, candidate.model)
+    described["canary"] = {"sha256": candidate.canary.sha256, "bytes": candidate.canary.bytes}
     if (planned := request.planned) is not None:
         incumbent = truth.incumbent.etag if truth.incumbent else None
         if (truth.pointer_etag, incumbent) != (planned.pointer_etag, planned.incumbent_etag):
@@ -196,25 +200,31 @@ def _reserve(world: World, context: JobContext, request: Request, truth: Truth) 
     return reserve(world, request.model, truth.location, described, context.job)
 
 
-def _upload(world: World, context: JobContext, target: Target) -> str:
-    """The immutable pair of this version, read back by digest."""
-    metadata = target.metadata
-    baseline_name = names.versioned(target.location, target.model_id, target.version, "json")
-    verified(target.file, "model")
-    world.artifacts.create(target.name, Path(target.file.path), metadata)
-    world.artifacts.create(baseline_name, verified(target.baseline, "baseline"), metadata)
-    for name, product in ((target.name, target.file), (baseline_name, target.baseline)):
-        readback = context.folder / "readback"
-        try:
-            world.artifacts.download(name, readback)
-            if sha256_of(readback) != product.sha256:
+def _upload(world: World, context: JobContext, target: Target, candidate: Candidate) -> str:
+    """The immutable files of this version, read back by digest."""
+    of_version = (target.location, target.model_id, target.version)
+    files = {
+        target.name: target.file,
+        names.versioned(*of_version, "json"): target.baseline,
+        names.canary(*of_version): candidate.canary,
+    }
+    if candidate.sample is not None:
+        files[names.versioned(*of_version, "parquet")] = candidate.sample
+    for name, product in files.items():
+        world.artifacts.create(name, Path(product.path), target.metadata, sha256=product.sha256)
+    readback = context.folder / "readback"
+    try:
+        for name, product in files.items():
+            found = switching.downloaded(world, name, readback, None)
+            if found.sha256 != product.sha256:
                 raise IntegrityError(
                     f"{name} reads back with another digest than was uploaded",
                     cure="check the artifact store's disk; publish again",
                 )
-        finally:
-            readback.unlink(missing_ok=True)
-    check_artifact(world, target.location, target.pointer, verified(target.file, "model"))
+            if name == target.name:
+                check_artifact(world, target.location, target.pointer, found)
+    finally:
+        readback.unlink(missing_ok=True)
     return target.name
 
 
@@ -239,20 +249,52 @@ def _register(world: World, request: Request, truth: Truth, target: Target, rese
     world.registry.store_baseline(target.model_id, target.version, baseline.decode(), target.baseline.sha256)
     rows = world.registry.rows(target.model_id)
     replaced = [row.version for row in rows if row.status == "production" and row.version != target.version]
-    return Registered(replaced[0] if replaced else None, truth.pointer)
+    before = history.of_generation(world, truth, target.model_id, target.generation - 1)
+    return Registered(replaced[0] if replaced else None, before)
 
 
-def archive(world: World, truth: Truth, target: Target, registry_version: str | None) -> str:
-    """The incumbent under its own version's name, so that the swap loses nothing; its name, or "" if there is none."""
+class Archived(Struct, frozen=True):
+    """Under which name the incumbent is kept, "" if there is none, and its ETag when that was seen to."""
+
+    name: str
+    etag: str | None
+
+
+def keep_incumbent(
+    world: World, context: JobContext, truth: Truth, target: Target, registry_version: str | None
+) -> bool:
+    """See to it that the swap loses nothing; False when the incumbent changed meanwhile."""
+    incumbent = truth.incumbent.etag if truth.incumbent else None
+    try:
+        archived = context.step("archive", lambda: _archived(world, truth, target, registry_version), Archived)
+        if archived.etag != incumbent:
+            # Another one than on record: one that was put there since must not be lost either.
+            context.observe(lambda: _archived(world, truth, target, registry_version))
+    except PreconditionFailed as changed:
+        log.warning(str(changed))
+        return False
+    return True
+
+
+def _archived(world: World, truth: Truth, target: Target, registry_version: str | None) -> Archived:
+    """The incumbent under its own version's name."""
     incumbent = truth.incumbent
-    if incumbent is None or incumbent.sha256 == target.file.sha256:
-        return ""
+    if incumbent is None:
+        return Archived("", None)
+    if incumbent.sha256 == target.file.sha256:
+        return Archived("", incumbent.etag)
     if truth.pointer is not None and incumbent.sha256 == truth.pointer.sha256:
         kept = world.artifacts.stat(truth.pointer.name)
         if kept is not None and kept.name != incumbent.name:
-            return kept.name
+            return Archived(kept.name, incumbent.etag)
+    told = incumbent.metadata.get("version", "")
+    if names.version_of(f"_{told}.pkl") == told:
+        # Swapped in by a publish that has not pointed: it is kept under its own number.
+        kept = world.artifacts.stat(names.versioned(truth.location, target.model_id, told, "pkl"))
+        if kept is not None and kept.sha256 == incumbent.sha256:
+            return Archived(kept.name, incumbent.etag)
     version = truth.pointer.version if truth.pointer else registry_version
-    return archive_incumbent(world, truth, target.model_id, version or "0.0.0")
+    return Archived(archive_incumbent(world, truth, target.model_id, version or "0.0.0"), incumbent.etag)
 
 
 def archive_incumbent(world: World, truth: Truth, model_id: str, version: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,13 +17,14 @@ from servicectl.actions.snapshot import Snapshot, take
 from servicectl.actions.verification import allowed_names, check_scikit_learn, manifest_behind
 from servicectl.config import ModelConfig, seconds
 from servicectl.errors import Busy, ExitStatus
-from servicectl.files import sha256_of, write_atomically
+from servicectl.files import fsync_folder, sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
 from servicectl.training import floor
 from servicectl.training.conditions import slice_feature
 from servicectl.training.package import Serving, manifest
+from servicectl.training.servable import foresee
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import (
     GateSpec,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 
 WINDOW_AUTO = "auto"
+_REMEMBERED = 1000
 
 
 class Champion(Struct, frozen=True):
@@ -69,6 +71,7 @@ class Candidate(Struct, frozen=True):
     baseline: ProductFile
     manifest: ProductFile
     canary: ProductFile
+    sample: ProductFile | None = None
 
 
 def job(
@@ -122,8 +125,17 @@ def run(world: World, context: JobContext) -> Result:
     plan = context.step("plan", lambda: _plan(world, model_id, context.job.spec.get("window")), Plan)
     snapshot = context.step("snapshot", lambda: take(world, plan.spec, plan.query, context.folder), Snapshot)
     source = Path(snapshot.file.path)
+    serving = world.config.serving
     trained = context.step(
-        "train", lambda: floor.train(plan.spec, source, context.folder, context.folder.parent / "training"), Trained
+        "train",
+        lambda: floor.train(
+            plan.spec,
+            source,
+            context.folder,
+            context.folder.parent / "training",
+            None if serving.mismatch == "warn" else serving.libraries,
+        ),
+        Trained,
     )
     champion = context.step("champion", lambda: _champion_file(world, model_id, plan, context.folder), ChampionFile)
     allowed = allowed_names(world, model_id)
@@ -133,7 +145,6 @@ def run(world: World, context: JobContext) -> Result:
         return Result("rejected", told)
     if verdict.decision == "INCONCLUSIVE":
         return Result("inconclusive", told, ExitStatus.NOT_MEASURED)
-    serving = world.config.serving
     servable = context.step(
         "check",
         lambda: floor.check(
@@ -194,7 +205,9 @@ def _plan(world: World, model_id: str, window: str | None) -> Plan:
     # Before the hours of training: the publish would refuse what comes out of them.
     check_scikit_learn(world, f"{model_id} would be trained with", version("scikit-learn"))
     spec = training_spec(world, model_id, window)
+    foresee(spec, world.config.serving.libraries, any_library=world.config.serving.mismatch == "warn")
     gate = world.config.gate
+    champion = _champion(world, model_id)
     return Plan(
         spec=spec,
         gate=GateSpec(
@@ -202,24 +215,26 @@ def _plan(world: World, model_id: str, window: str | None) -> Plan:
             alpha=gate.alpha,
             min_improvement=gate.min_improvement,
             min_blocks=gate.min_blocks,
+            earlier_challengers=_earlier_challengers(world, model_id, champion),
             slices={name: text for name, text in gate.slices.items() if slice_feature(text) in spec.features},
             slice_margin=gate.slice_margin,
             max_predict_ms=gate.max_predict_ms,
             floors=model.floors,
         ),
-        query=snapshot_query(spec, _source(model)),
-        champion=_champion(world, model_id),
+        query=snapshot_query(spec, rows_source(model)),
+        champion=champion,
     )
 
 
-def _source(model: ModelConfig) -> Source:
-    source = model.source
+def rows_source(model: ModelConfig) -> Source:
+    """Where a model's rows come from, in the words of the factory floor."""
+    told = model.source
     return Source(
-        kind=source.kind,
-        table=source.table,
-        query=source.query,
-        entity_column=source.entity_column,
-        time_column=source.time_column,
+        kind=told.kind,
+        table=told.table,
+        query=told.query,
+        entity_column=told.entity_column,
+        time_column=told.time_column,
     )
 
 
@@ -235,6 +250,26 @@ def _champion(world: World, model_id: str) -> Champion:
     return Champion(truth.generation, truth.pointer.version, seen_until)
 
 
+def _earlier_challengers(world: World, model_id: str, champion: Champion) -> int:
+    """How many were compared with this very champion and not promoted; each makes the next comparison stricter.
+
+    Those that could not be compared (too few blocks, unusable) took no chance and do not count.
+    """
+    past = world.runner.table.newest(kind=RETRAIN, scope=retrain_scope(model_id), limit=_REMEMBERED)
+    survived = [job.result for job in past if job.outcome in ("rejected", "inconclusive") and job.result]
+    return sum(_was_compared(told) and _met(told, champion) for told in survived)
+
+
+def _was_compared(told: Mapping[str, Any]) -> bool:
+    return bool(told.get("compared", told["verdict"].get("interval") is not None))
+
+
+def _met(told: Mapping[str, Any], champion: Champion) -> bool:
+    if "champion_generation" in told:
+        return bool(told["champion_generation"] == champion.generation)
+    return bool(told.get("champion_version") == champion.version)
+
+
 def _champion_file(world: World, model_id: str, plan: Plan, folder: Path) -> ChampionFile:
     """The champion's verified bytes. An incumbent without a digest on record is never unpickled: floors decide."""
     if plan.champion.version is None:
@@ -244,8 +279,9 @@ def _champion_file(world: World, model_id: str, plan: Plan, folder: Path) -> Cha
     if artifact is None:
         return ChampionFile(None)
     path = folder / "champion.pkl"
-    write_atomically(path, artifact.content)
-    return ChampionFile(ProductFile(str(path), artifact.sha256, len(artifact.content)))
+    Path(artifact.file.path).replace(path)
+    fsync_folder(folder)
+    return ChampionFile(ProductFile(str(path), artifact.file.sha256, artifact.file.bytes))
 
 
 def _judge(plan: Plan, snapshot: Path, trained: Trained, champion: ChampionFile, allowed: tuple[str, ...]) -> Verdict:
@@ -285,6 +321,7 @@ def _package(
         trained.baseline,
         _written(context.folder / "manifest.json", canonical(described)),
         _written(context.folder / "canary.json", canonical(servable.canary)),
+        trained.sample,
     )
 
 
@@ -304,7 +341,9 @@ def _told(plan: Plan, snapshot: Snapshot, trained: Trained, verdict: Verdict) ->
     return {
         "model": plan.spec.model_id,
         "champion_version": plan.champion.version,
+        "champion_generation": plan.champion.generation,
         "verdict": msgspec.to_builtins(verdict),
+        "compared": verdict.interval is not None and verdict.blocks >= plan.gate.min_blocks,
         "snapshot": msgspec.to_builtins(
             {
                 "rows": snapshot.facts.rows,

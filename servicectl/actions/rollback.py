@@ -1,13 +1,14 @@
 """rollback: the protocol of publish towards an older version, under a higher generation.
 
 The version is one that was in production before; its bytes come out of the artifact store and are verified as ever. What
-it replaces is marked as withdrawn, and comes back only when an operator names it.
+it replaces is marked as withdrawn, and comes back only by name, or when Service B answers wrongly with the older version:
+then the rollback is undone, as a publish is.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
@@ -15,18 +16,18 @@ from msgspec import Struct
 from servicectl import log
 from servicectl.actions import canary, history, switching
 from servicectl.actions.kinds import ROLLBACK, serving_scope
-from servicectl.actions.production import Truth, read_truth
-from servicectl.actions.publish import archive
-from servicectl.actions.retrain import Candidate
+from servicectl.actions.production import Truth, read_truth, settle
+from servicectl.actions.publish import Registered, keep_incumbent
 from servicectl.actions.switching import Target
-from servicectl.actions.verification import check_artifact
-from servicectl.errors import ExitStatus, IntegrityError, UsageError
+from servicectl.actions.verification import check_artifact, manifest_behind
+from servicectl.errors import ExitStatus, UsageError
+from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
-from servicectl.estate.artifacts.protocol import PreconditionFailed
+from servicectl.estate.registry import PRODUCTION
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
-from servicectl.training.spec import ProductFile, verified
+from servicectl.training.spec import ProductFile
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -43,8 +44,11 @@ class Request(Struct, frozen=True):
 
 
 class Fetched(Struct, frozen=True):
+    """`canary`: the requests that the version was published with; None for an adopted one."""
+
     file: ProductFile
     baseline: ProductFile
+    canary: ProductFile | None = None
 
 
 def start(world: World, model_id: str, *, to: str | None = None) -> list[Ran]:
@@ -87,11 +91,18 @@ def run(world: World, context: JobContext) -> Result:
     truth = context.observe(lambda: read_truth(world, model_id))
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
+        context.observe(lambda: settle(world, truth, None, context.folder))
         return _superseded(request, truth)
     old = context.observe(lambda: _pointer_of(world, truth, request))
     fetched = context.step("fetch", lambda: _fetch(world, context, truth.location, old), Fetched)
-    candidate = _candidate(world, context, old, fetched)
-    replaces = context.step("register", lambda: _in_registry(world, request), str)
+    registered = context.step("register", lambda: _in_registry(world, request, truth), Registered)
+    rows = fetched.canary
+    tried = context.step(
+        "try candidate", lambda: canary.try_candidate(world, model_id, fetched.file, rows), canary.Tried
+    )
+    if tried.wrong:
+        refused = {"model": model_id, "version": old.version, "sha256": old.sha256, "serving": tried.note}
+        return Result("rejected-by-canary", refused, ExitStatus.FAILED)
     target = Target(
         model_id=model_id,
         location=truth.location,
@@ -106,27 +117,25 @@ def run(world: World, context: JobContext) -> Result:
         kind="rollback",
         withdraws=request.withdraws,
     )
-    try:
-        context.step("archive", lambda: archive(world, truth, target, replaces or None), str)
-    except PreconditionFailed as lost:
-        log.warning(str(lost))
-        return _superseded(request, read_truth(world, model_id))
+    if not keep_incumbent(world, context, truth, target, registered.replaces):
+        return _superseded(request, switching.lost(world, context, target))
     with context.finishing():
-        if not switching.put_in_production(world, context, truth, target, replaces or None):
-            return _superseded(request, read_truth(world, model_id))
-        served = context.step("canary", lambda: _watched(world, model_id, candidate), canary.Tried)
+        if not switching.put_in_production(world, context, truth, target, registered.replaces):
+            return _superseded(request, switching.lost(world, context, target))
+        served = context.step("canary", lambda: switching.acknowledged(world, target, rows), canary.Tried)
+        undone = switching.undo(world, context, registered.before, target) if served.wrong else None
     told = {
         "model": model_id,
         "version": target.version,
         "generation": target.generation,
         "sha256": target.file.sha256,
-        "replaces": replaces or None,
+        "replaces": registered.replaces,
         "withdrawn": sorted(request.withdraws),
         "serving": served.note,
     }
-    if served.wrong:
-        # Not undone: what it replaced was withdrawn for a reason.
-        return Result("rolled-back-unacknowledged", told, ExitStatus.FAILED)
+    if undone is not None:
+        told["serving"] = f"{served.note}; {undone.told}"
+        return Result("undone" if undone.done else "not-undone", told, ExitStatus.FAILED)
     return Result("rolled-back", told)
 
 
@@ -146,32 +155,21 @@ def _pointer_of(world: World, truth: Truth, request: Request) -> Pointer:
 
 def _fetch(world: World, context: JobContext, location: str, old: Pointer) -> Fetched:
     file = switching.downloaded(world, old.name, context.folder / "rollback.pkl", old.sha256)
-    check_artifact(world, location, old, verified(file, "model"))
-    return Fetched(file, switching.baseline_of(world, context, old, location))
+    check_artifact(world, location, old, file)
+    baseline = switching.baseline_of(world, old, location, context.folder / "rollback.json")
+    on_record = (manifest_behind(world, location, old) or {}).get("canary")
+    if on_record is None:
+        return Fetched(file, baseline)
+    name = names.canary(location, old.model_id, old.version)
+    rows = switching.downloaded(world, name, context.folder / "rollback.canary.json", on_record["sha256"])
+    return Fetched(file, baseline, rows)
 
 
-def _in_registry(world: World, request: Request) -> str:
-    """The version that the registry has in production now, "" for none. Raises UsageError without a row to go back to."""
+def _in_registry(world: World, request: Request, truth: Truth) -> Registered:
+    """What is in production now, in the registry and by the pointer. Raises UsageError without a row to go back to."""
     rows = world.registry.rows(request.model)
     if not any(row.version == request.to for row in rows):
         raise UsageError(f"model_metadata has no row of {request.model} {request.to}", cure="choose another version")
-    return next((row.version for row in rows if row.status == "production" and row.version != request.to), "")
-
-
-def _candidate(world: World, context: JobContext, old: Pointer, fetched: Fetched) -> Candidate | None:
-    """The version with its canary rows, if the job that published it is still on this machine."""
-    try:
-        spec: dict[str, Any] = context.located(world.runner.table.get(old.job_id).spec)
-        known = msgspec.convert(spec["candidate"], Candidate)
-        verified(known.canary, "canary rows")
-    except (UsageError, KeyError, msgspec.ValidationError, IntegrityError):
-        return None
-    if known.model.sha256 != old.sha256:
-        return None
-    return Candidate(fetched.file, fetched.baseline, known.manifest, known.canary)
-
-
-def _watched(world: World, model_id: str, candidate: Candidate | None) -> canary.Tried:
-    if candidate is None:
-        return canary.Tried(False, "not asked: the canary rows of this version are not on this machine")
-    return canary.watch_production(world, model_id, candidate)
+    replaced = [row.version for row in rows if row.status == PRODUCTION and row.version != request.to]
+    before = history.of_generation(world, truth, request.model, request.expected_generation)
+    return Registered(replaced[0] if replaced else None, before)

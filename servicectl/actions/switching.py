@@ -12,12 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from servicectl import log
-from servicectl.actions.production import Artifact, Truth, project, read_truth
+from servicectl.actions import canary
+from servicectl.actions.production import Artifact, Truth, project, read_truth, settle
 from servicectl.actions.verification import manifest_behind
-from servicectl.errors import IntegrityError, Superseded
+from servicectl.errors import Busy, IntegrityError, Superseded
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
 from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
+from servicectl.estate.registry import PRODUCTION
 from servicectl.files import sha256_of, write_atomically
 from servicectl.jobs.context import JobContext
 from servicectl.training.spec import ProductFile, verified
@@ -73,16 +75,35 @@ def put_in_production(
     try:
         context.step(f"{prefix}swap", lambda: _swap(world, truth, target), str)
         context.step(f"{prefix}point", lambda: _point(world, truth, target), str)
-        context.step(
-            f"{prefix}switch",
-            lambda: world.registry.switch_production(target.model_id, target.version, replaces),
-            type(None),
-        )
-    except (PreconditionFailed, Superseded) as lost:
-        log.warning(str(lost))
+        context.step(f"{prefix}switch", lambda: _switch(world, target, replaces), type(None))
+        context.step(f"{prefix}project", lambda: _project(world, context, target), str)
+    except (PreconditionFailed, Superseded) as late:
+        log.warning(str(late))
         return False
-    context.step(f"{prefix}project", lambda: _project(world, target), str)
     return True
+
+
+def lost(world: World, context: JobContext, target: Target) -> Truth:
+    """What is in production after somebody else was faster; what the loser swapped in is taken out again.
+
+    Raises Busy where nothing newer is: then it was a writer that gave up, or mended the body, and the job goes on.
+    """
+    truth = read_truth(world, target.model_id, target.location)
+    if truth.generation < target.generation or (truth.pointer and truth.pointer.job_id == target.job_id):
+        raise Busy(
+            f"another writer of {target.model_id} came in between, and generation {truth.generation} is still in production",
+            cure="running again carries on",
+        )
+    settle(world, truth, None, context.folder)
+    return truth
+
+
+def acknowledged(world: World, target: Target, rows: ProductFile | None) -> canary.Tried:
+    """Whether serving answers as the target does; a wrong answer counts only if the target still is in production."""
+    tried = canary.watch_production(world, target.model_id, rows)
+    if tried.wrong and (now := read_truth(world, target.model_id, target.location)).generation != target.generation:
+        return canary.Tried(False, f"not told: generation {now.generation} went into production while it was asked")
+    return tried
 
 
 class Undone(Struct, frozen=True):
@@ -105,22 +126,24 @@ def undo(world: World, context: JobContext, old: Pointer | None, failed: Target)
         generation=failed.generation + 1,
         name=old.name,
         file=downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
-        baseline=baseline_of(world, context, old, failed.location),
+        baseline=baseline_of(world, old, failed.location, context.folder / "undo.json"),
         manifest_sha256=old.manifest_sha256,
         published_at=context.step("undo date", world.clock.now, datetime),
         job_id=failed.job_id,
         kind="undo",
         withdraws={failed.version: failed.file.sha256},
     )
-    now = read_truth(world, failed.model_id, failed.location)
-    if not put_in_production(world, context, now, target, failed.version, prefix="undo "):
+    now = context.observe(lambda: read_truth(world, failed.model_id, failed.location))
+    ours = now.pointer is not None and now.pointer.job_id == failed.job_id
+    if not ours or not put_in_production(world, context, now, target, failed.version, prefix="undo "):
+        lost(world, context, target)
         return Undone(False, "another publish came in between")
     return Undone(True, f"{old.version} is back in production as generation {target.generation}")
 
 
-def baseline_of(world: World, context: JobContext, old: Pointer, location: str) -> ProductFile:
-    """The baseline beside an older version; an adopted one may have none."""
-    name, path = names.versioned(location, old.model_id, old.version, "json"), context.folder / "undo.json"
+def baseline_of(world: World, old: Pointer, location: str, path: Path) -> ProductFile:
+    """The baseline beside an older version, as a file; an adopted one may have none."""
+    name = names.versioned(location, old.model_id, old.version, "json")
     manifest = manifest_behind(world, location, old)
     if manifest is not None or world.artifacts.stat(name) is not None:
         return downloaded(world, name, path, manifest["baseline"]["sha256"] if manifest else None)
@@ -130,9 +153,9 @@ def baseline_of(world: World, context: JobContext, old: Pointer, location: str) 
 
 def _swap(world: World, truth: Truth, target: Target) -> str:
     name = names.production(target.location, target.model_id, "pkl")
-    verified(target.file, "model")
     etag = truth.incumbent.etag if truth.incumbent else None
-    return world.artifacts.replace(name, Path(target.file.path), target.metadata, etag).etag
+    file = target.file
+    return world.artifacts.replace(name, Path(file.path), target.metadata, etag, sha256=file.sha256).etag
 
 
 def _point(world: World, truth: Truth, target: Target) -> str:
@@ -161,20 +184,38 @@ def _keep_history(world: World, truth: Truth, target: Target) -> None:
             world.artifacts.copy(current, suffixed, truth.pointer_etag)
 
 
-def _project(world: World, target: Target) -> str:
-    row = next(row for row in world.registry.rows(target.model_id) if row.version == target.version)
-    content = verified(target.file, "model")
+def _switch(world: World, target: Target, replaces: str | None) -> None:
+    """The registry follows the pointer, also from a version that another job has switched in late meanwhile."""
+    try:
+        world.registry.switch_production(target.model_id, target.version, replaces)
+    except Superseded:
+        rows = world.registry.rows(target.model_id)
+        now = next((row.version for row in rows if row.status == PRODUCTION), None)
+        # Read after the rows: whoever points after this finds ours switched in, or switches before us and wins.
+        _still_pointed(world, target)
+        world.registry.switch_production(target.model_id, target.version, now)
+
+
+def _still_pointed(world: World, target: Target) -> Truth:
     truth = read_truth(world, target.model_id, target.location)
     if truth.pointer is None or truth.pointer.generation != target.generation:
         raise Superseded(f"{target.model_id}: generation {truth.generation} is in production, not {target.generation}")
-    return project(world, row, truth, Artifact(content, target.file.sha256, target.name))
+    return truth
+
+
+def _project(world: World, context: JobContext, target: Target) -> str:
+    row = next(row for row in world.registry.rows(target.model_id) if row.version == target.version)
+    truth = _still_pointed(world, target)
+    settle(world, truth, Path(target.file.path), context.folder)
+    return project(world, row, truth, Artifact(target.file, target.name))
 
 
 def downloaded(world: World, name: str, path: Path, expected: str | None) -> ProductFile:
-    world.artifacts.download(name, path)
-    digest = sha256_of(path)
+    """A blob's content as a file. Raises IntegrityError for another digest than the expected one."""
+    blob = world.artifacts.download(name, path)
+    digest = str(blob.sha256)
     if expected not in (None, digest):
         raise IntegrityError(
             f"{name} has sha256 {digest}, on record is {expected}", cure="restore it, or publish another version"
         )
-    return ProductFile(str(path), digest, path.stat().st_size)
+    return ProductFile(str(path), digest, blob.size)

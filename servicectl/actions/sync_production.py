@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from servicectl import log
 from servicectl.actions.kinds import SYNC_PRODUCTION, serving_scope
-from servicectl.actions.production import fetch, project, read_truth
+from servicectl.actions.production import fetch, project, read_truth, settle
 from servicectl.errors import BadAnswer, ExitStatus, IntegrityError, ServicectlError, TryAgain
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
@@ -43,7 +44,10 @@ def run(world: World, context: JobContext) -> Result:
             failed[model_id] = str(error)
             log.error(f"{model_id}: {error}")
     allow_remove = bool(context.job.spec.get("allow_remove"))
-    removed = context.step("remove", lambda: _remove(world, models | failed, allow_remove=allow_remove), list[str])
+    known = models | failed
+    # Decided first: a remove that is run again finds its work done, and must still tell what it did.
+    leaving = context.step("leaving", lambda: _leaving(world, known, allow_remove=allow_remove), list[str])
+    removed = context.step("remove", lambda: _remove(world, known, leaving, allow_remove=allow_remove), list[str])
     summary = {"models": models, "failed": failed, "removed": removed}
     if failed:
         return Result("partly-synced", summary, ExitStatus.FAILED)
@@ -80,8 +84,13 @@ def _project_one(world: World, context: JobContext, model_id: str) -> str:
                 f"the registry has {model_id} {production[0].version} in production, {truth.location} has no artifact of it",
                 cure=f"restore the file, or servicectl retrain {model_id}",
             )
-        row = _follow_pointer(world, model_id, production, truth.pointer.version if truth.pointer else None)
-        return project(world, row, truth, artifact)
+        fetched = Path(artifact.file.path)
+        try:
+            settle(world, truth, fetched, context.folder)
+            row = _follow_pointer(world, model_id, production, truth.pointer.version if truth.pointer else None)
+            return project(world, row, truth, artifact)
+        finally:
+            fetched.unlink()
 
 
 def _follow_pointer(world: World, model_id: str, production: list[ModelRow], version: str | None) -> ModelRow:
@@ -99,8 +108,19 @@ def _follow_pointer(world: World, model_id: str, production: list[ModelRow], ver
     return next(row for row in world.registry.rows(model_id) if row.version == version)
 
 
-def _remove(world: World, known: dict[str, str], *, allow_remove: bool) -> list[str]:
-    """Withdraw names that are no longer production, on positive evidence only.
+def _remove(world: World, known: dict[str, str], leaving: list[str], *, allow_remove: bool) -> list[str]:
+    """Withdraw those of `leaving` that still are to leave; returns all that are gone now."""
+    if not leaving:
+        return []
+    doomed = [name for name in _leaving(world, known, allow_remove=allow_remove) if name in leaving]
+    if doomed:
+        world.keys.withdraw(doomed)
+    there = world.keys.names()
+    return [name for name in leaving if name not in there]
+
+
+def _leaving(world: World, known: dict[str, str], *, allow_remove: bool) -> list[str]:
+    """Names in Redis that are no longer production, on positive evidence only.
 
     Evidence is a registry that has rows of the model and none in production. A name without any row was not ours
     and stays, and the set is never emptied, unless `allow_remove` says so.
@@ -118,6 +138,4 @@ def _remove(world: World, known: dict[str, str], *, allow_remove: bool) -> list[
         return []
     for name in unknown if not allow_remove else []:
         log.warning(f"{name} is served but has no row in model_metadata; it stays (--allow-remove withdraws it)")
-    if leaving:
-        world.keys.withdraw(leaving)
     return leaving

@@ -8,7 +8,10 @@ was made with the scikit-learn that Service B has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,8 +24,35 @@ from servicectl.estate.artifacts.protocol import NoSuchBlob
 if TYPE_CHECKING:
     from servicectl.actions.world import World
     from servicectl.estate.artifacts.pointer import Pointer
+    from servicectl.training.spec import ProductFile
 
 _CURE = "it was not opened; restore the artifact store's files, or publish another version"
+
+
+@contextmanager
+def opened(product: ProductFile, role: str) -> Iterator[BufferedReader]:
+    """A product file, held against its digest, at its beginning: what was checked is what is read. Raises IntegrityError.
+
+    Read in pieces; a model may be larger than what memory is to be used for it.
+    """
+    with _readable(product, role) as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != product.sha256:
+            raise IntegrityError(
+                f"the {role} {product.path} has sha256 {found}, on record is {product.sha256}",
+                cure="it was not opened; fetch or train it again",
+            )
+        file.seek(0)
+        yield file
+
+
+def _readable(product: ProductFile, role: str) -> BufferedReader:
+    try:
+        return Path(product.path).open("rb")
+    except OSError as error:
+        raise IntegrityError(
+            f"the {role} {product.path} cannot be read: {error.strerror}", cure="fetch or train it again"
+        ) from None
 
 
 def allowed_names(world: World, model_id: str) -> tuple[str, ...]:
@@ -55,21 +85,23 @@ def manifest_behind(world: World, location: str, pointer: Pointer) -> dict[str, 
     return manifest
 
 
-def check_artifact(world: World, location: str, pointer: Pointer, pickled: bytes) -> None:
-    """Hold a version's bytes, whose digest is the pointer's, against manifest and allow-list.
+def check_artifact(world: World, location: str, pointer: Pointer, model: ProductFile) -> None:
+    """Hold a version's file, whose digest is the pointer's, against manifest and allow-list.
 
     An adopted version is taken on the word of the operator who adopted it. Raises as `check_model`.
     """
     manifest = manifest_behind(world, location, pointer)
     if manifest is not None:
-        check_model(world, pointer.model_id, manifest, pickled)
+        check_model(world, pointer.model_id, manifest, model)
 
 
-def check_model(world: World, model_id: str, manifest: Mapping[str, Any], pickled: bytes) -> None:
+def check_model(world: World, model_id: str, manifest: Mapping[str, Any], model: ProductFile) -> None:
     """Raises IntegrityError for a pickle that names what it may not, and as `check_scikit_learn`."""
     from servicectl.training import pickles
 
-    if wrong := pickles.refused(pickled, allowed_names(world, model_id)):
+    with opened(model, "model") as file:
+        wrong = pickles.refused(file, allowed_names(world, model_id))
+    if wrong:
         raise IntegrityError(
             f"the model of {model_id} names {', '.join(wrong[:5])}, which is not allowed; it was not opened",
             cure="find out where this file came from; [trust] allowed_modules says what else is allowed",

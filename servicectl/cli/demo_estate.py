@@ -64,6 +64,7 @@ class DemoEstate:
 
     folder: Path
     redis: RedisKind
+    analytics_source: str = "service-c"
     estate: MiniatureEstate = field(init=False)
     _running: ExitStack = field(init=False, default_factory=ExitStack)
 
@@ -72,7 +73,7 @@ class DemoEstate:
 
     def __enter__(self) -> Self:
         self._running.enter_context(self.estate)
-        write_atomically(self.config, self.estate.config_text(model_section()).encode())
+        write_atomically(self.config, self.estate.config_text(model_section(), self.analytics_source).encode())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -44,7 +44,7 @@ def run(story: Story, folder: Path, redis: RedisKind) -> None:
     """The whole loop. Raises Stopped at the first stage that does not happen; the estate is stopped on the way out."""
     with ExitStack() as running:
         with story.stage("estate") as stage:
-            at = running.enter_context(DemoEstate(folder, redis))
+            at = running.enter_context(DemoEstate(folder, redis, "both"))
             stage.facts = {"folder": str(folder), "redis": at.estate.redis_told, "processes": sorted(at.estate.parts)}
         _past(story, at)
         before = _first_model(story, at)
@@ -110,11 +110,14 @@ def _nothing_yet(story: Story, at: DemoEstate) -> None:
     with story.stage("check-before") as stage:
         said = at.done("drift-check")
         result = said.job("drift-check")["result"]
-        decisions = result["decisions"]
+        decisions = _of_features(result)
         found = [one["feature"] for one in decisions if one["verdict"] != "PASS"]
         require(at, len(decisions) == len(data.FEATURES), f"only {len(decisions)} features were measured")
         require(at, not found, f"drift was found before any new row, in {', '.join(found)}")
         require(at, not result["retrain"] and len(said.told["jobs"]) == 1, "a retrain was queued before any new row")
+        same = sum(one["same_figures"] for one in result["agreements"])
+        told = f"Service C and the builtin statistics have the same figures for {same} of {len(decisions)} features"
+        require(at, same == len(decisions), told)
         spoken = [one for one in decisions if one["status"] in _BAD]
         stage.facts = {
             "measured": len(decisions),
@@ -122,6 +125,7 @@ def _nothing_yet(story: Story, at: DemoEstate) -> None:
             "queued": 0,
             "service_c_says": {status: sum(one["status"] == status for one in spoken) for status in _BAD},
             "not_followed_because": sorted({one["reason"] for one in spoken}),
+            "same_figures": same,
         }
 
 
@@ -163,8 +167,11 @@ def _noticed(story: Story, at: DemoEstate) -> None:
             "job": check["job_id"],
             "features": [
                 {name: one[name] for name in ("feature", "psi", "ks_stat", "status", "verdict", "reason")}
-                for one in result["decisions"]
+                for one in _of_features(result)
             ],
+            "service_c": {one["feature"]: one["service_c_psi"] for one in result["agreements"]},
+            "beside": {one["feature"]: one["verdict"] for one in result["decisions"] if _is_beside(one["feature"])},
+            "decay": [one["decay"] for one in result["decay"]],
             "values_without_time_left_out": result["rows_without_time"],
             "retrain_queued_for": result["retrain"].get(MODEL, []),
         }
@@ -175,7 +182,8 @@ def _noticed(story: Story, at: DemoEstate) -> None:
     with story.stage("alarm") as stage:
         sounded = [line for line in said.story.splitlines() if line.startswith("ALARM")]
         stored = [alarm.feature for alarm in at.alarms() if alarm.verdict == "CRITICAL"]
-        stage.facts = {"sounded": len(sounded), "stored": len(stored), "features": sorted(stored)}
+        features = sorted(feature for feature in stored if not _is_beside(feature))
+        stage.facts = {"sounded": len(sounded), "stored": len(stored), "features": features}
         require(at, 0 < len(sounded) == len(stored), f"{len(sounded)} alarms sounded, {len(stored)} stored")
     with story.stage("retrained") as stage:
         stage.seconds = took["retrain"]
@@ -220,6 +228,15 @@ def _asked(at: DemoEstate) -> dict[str, Any]:
     truth = [round(one[data.LABEL]) for one in calls]
     rows = list(_ASKED)
     return {"calls": rows, "answers": answers, "happened_then": truth, "version": pointer.version, "sha256": served}
+
+
+def _of_features(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [one for one in result["decisions"] if not _is_beside(one["feature"])]
+
+
+def _is_beside(feature: str) -> bool:
+    """About the champion's score, its labels or its answers."""
+    return feature.startswith("(")
 
 
 def _verdict(result: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def start(at: Session, *, crash: bool, folder: Path | None, redis: str) -> NoRet
     kind = _redis_kind(redis)
     place = scratch_folder(folder)
     screen = Screen(quiet=at.as_json)
-    with _ending_in_order(), screen.working():
+    with ending_in_order(), screen.working():
         story, more = _crash(screen, place, kind) if crash else _plain(screen, place, kind)
     if at.as_json:
         _print_json(story, place, more)
@@ -128,7 +128,7 @@ def _redis_kind(text: str) -> RedisKind:
 
 
 @contextmanager
-def _ending_in_order() -> Iterator[None]:
+def ending_in_order() -> Iterator[None]:
     """SIGTERM and a closed terminal unwind like Ctrl-C does, so that the estate is stopped."""
 
     def unwind(number: int, _frame: FrameType | None) -> None:

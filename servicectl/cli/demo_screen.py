@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from servicectl.cli.demo_story import Stage
 
 _WIDTH = 100
-_BAR = 24
+_BAR = 20
 _BAR_ENDS_AT = 1.0  # a PSI of 1 fills the bar; CRITICAL begins at 0.25
 _COLOURS = {"PASS": "green", "WARNING": "yellow", "CRITICAL": "bold red", "INTERRUPTED": "yellow", "COMPLETED": "green"}
 
@@ -145,6 +145,9 @@ def _check_before(screen: Screen, stage: Stage) -> None:
     if told["not_followed_because"]:
         words = ", ".join(f"{count} {status}" for status, count in told["service_c_says"].items() if count)
         screen.say(f"Service C itself says {words}; not followed: {escape('; '.join(told['not_followed_because']))}")
+    screen.say(
+        f"the builtin statistics get Service C's PSI and KS for {told['same_figures']} of {told['measured']} features"
+    )
 
 
 def _new_calls(screen: Screen, stage: Stage) -> None:
@@ -163,16 +166,29 @@ def _drift_found(screen: Screen, stage: Stage) -> None:
     screen.head(f"servicectl drift-check[not bold]: finds drift; {left_out}[/]", stage.seconds)
     ordered = sorted(told["features"], key=lambda one: -(one["psi"] or 0.0))
     rows = [
-        (one["feature"], _figure(one["psi"]), f"[cyan]{screen.bar(one['psi'] or 0.0)}[/]", coloured(one["verdict"]))
+        (
+            one["feature"],
+            _figure(told["service_c"].get(one["feature"])),
+            coloured(one["status"]),
+            _figure(one["psi"]),
+            f"[cyan]{screen.bar(one['psi'] or 0.0)}[/]",
+            coloured(one["verdict"]),
+        )
         for one in ordered
     ]
-    screen.table(["feature", "PSI", "", "verdict"], rows, right=["PSI"])
+    columns = ["feature", "Service C", "says", "builtin", "PSI since training", "verdict"]
+    screen.table(columns, rows, right=["Service C", "builtin"])
+    for lost in told["decay"]:
+        screen.say(
+            f"the champion's own {lost['metric']} where labels have arrived: {lost['before']:.3f} at its publish, "
+            f"{lost['now']:.3f} on the {lost['rows_now']:,} newest calls ({told['beside'].get('(decay)', '-')})"
+        )
 
 
 def _alarm(screen: Screen, stage: Stage) -> None:
     told = stage.facts
     screen.say(
-        f"[bold red]ALARM[/] for {told['sounded']} features, stored and sounded; the retrain is queued, and run now"
+        f"[bold red]ALARM[/] sounded {told['sounded']} times, stored and told; the retrain is queued, and run now"
     )
 
 
@@ -226,7 +242,9 @@ def _by_stem(files: Mapping[str, int]) -> str:
     kinds: dict[str, list[str]] = {}
     for name in files:
         last = name.rpartition("_")[2]
-        stem = next((end for end in (".manifest.json", ".json", ".pkl") if last.endswith(end)), "")
+        stem = next(
+            (end for end in (".manifest.json", ".canary.json", ".json", ".parquet", ".pkl") if last.endswith(end)), ""
+        )
         kinds.setdefault(last.removesuffix(stem), []).append(stem)
     alike: dict[tuple[str, ...], list[str]] = {}
     for stem, ends in kinds.items():

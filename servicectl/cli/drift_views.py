@@ -79,6 +79,20 @@ def print_evidence(screen: Screen, evidence: Sequence[Mapping[str, Any]]) -> Non
         _print_feature(screen, found)
 
 
+def print_decay(screen: Screen, measured: Sequence[Mapping[str, Any]]) -> None:
+    """Given the `decay` of a drift-check's result, each model's score then and now."""
+    for one in measured:
+        found = one["decay"]
+        then = f"{found['rows_before']:,} rows of its publish" if found["rows_before"] else "the record of its publish"
+        screen.line()
+        screen.line(Styled(one["model_id"], "bold"), f"  {one['version']}, {found['metric']} where labels have arrived")
+        screen.line(f"  {found['before']:10.4f}  on {then}")
+        screen.line(f"  {found['now']:10.4f}  on its {found['rows_now']:,} newest labelled rows")
+        screen.line(
+            f"  {found['difference']:+10.4f}  at most {found['high']:+.4f}, over {found['blocks']} blocks of time"
+        )
+
+
 def print_calibration(screen: Screen, found: Calibration) -> None:
     rows: list[list[Cell]] = [
         [name, figure(one.ks), figure(one.share_change), figure(one.estate_psi), f"{one.rows:,}", f"{one.places:.1f}"]

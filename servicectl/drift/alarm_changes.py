@@ -82,6 +82,11 @@ def _edge(before: Verdict, after: Verdict) -> Literal["raised", "worse", "cleare
 
 
 def _change(kind: AlarmKind, decision: Decision) -> AlarmChange:
-    subject = f"feature {decision.feature} of {decision.model_id}" if decision.feature else decision.model_id
+    subject = f"{_named(decision.feature)} of {decision.model_id}" if decision.feature else decision.model_id
     text = f"{decision.verdict} ({kind}): {subject} {decision.version}: {decision.reason}"
     return AlarmChange(decision.model_id, decision.feature, kind, decision.verdict, text)
+
+
+def _named(feature: str) -> str:
+    beside = feature.startswith("(") and feature.endswith(")")
+    return feature[1:-1] if beside else f"feature {feature}"

@@ -14,7 +14,7 @@ import numpy as np
 
 from servicectl.drift import statistics
 from servicectl.drift.comparison import FEW_VALUES
-from servicectl.drift.windows import CURRENT_FROM, REFERENCE_FROM, REFERENCE_UNTIL
+from servicectl.drift.windows_sql import CURRENT_FROM, REFERENCE_FROM, REFERENCE_UNTIL
 
 RESAMPLES = 200
 

@@ -46,9 +46,17 @@ def judge(evidence: Sequence[Evidence], rules: Rules) -> dict[str, Measured]:
     return judge_all({one.feature: one for one in evidence}, rules)
 
 
-def judge_all(evidence: Mapping[Key, Evidence], rules: Rules) -> dict[Key, Measured]:
-    """As `judge`, where features are compared with several references; all of them are one look."""
-    behind = _left_behind(evidence)
+def judge_all(
+    evidence: Mapping[Key, Evidence], rules: Rules, origin: Mapping[Key, str] | None = None
+) -> dict[Key, Measured]:
+    """As `judge`, where features are compared with several references; all of them are one look.
+
+    `origin` says where rows come from: only features of one origin are expected to go on together.
+    """
+    of_origin: dict[str, dict[Key, Evidence]] = {}
+    for key, one in evidence.items():
+        of_origin.setdefault((origin or {}).get(key, ""), {})[key] = one
+    behind = {key: why for group in of_origin.values() for key, why in _left_behind(group).items()}
     tested = {
         key: one.p_value
         for key, one in evidence.items()

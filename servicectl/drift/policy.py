@@ -14,10 +14,23 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 from typing import Literal
+
+from servicectl.drift.values import (
+    Asked,
+    Decision,
+    FeatureRows,
+    Findings,
+    Judged,
+    Measured,
+    Settings,
+    Summary,
+    Verdict,
+)
+
+__all__ = ["Asked", "Decision", "FeatureRows", "Findings", "Judged", "Measured", "Settings", "Summary", "Verdict"]
+__all__ += ["affected", "decide", "summary"]
 
 # The thresholds Service C itself judges by, in its order: PSI on 10 equal-width bins, then the two-sample
 # Kolmogorov-Smirnov statistic together with its p-value.
@@ -29,136 +42,6 @@ CLOCK_TOLERANCE = timedelta(days=1)
 """Rows dated further ahead than this are broken data; a day covers a writer that stores local time."""
 
 
-class Verdict(StrEnum):
-    """What is known about one feature of one production model. The values are stored and printed."""
-
-    PASS = "PASS"  # noqa: S105 -- the word Service C uses, not a password
-    WARNING = "WARNING"
-    CRITICAL = "CRITICAL"
-    NOT_MEASURED = "NOT_MEASURED"
-    QUARANTINE = "QUARANTINE"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """One production model and the features it expects.
-
-    `learnt_until` is the newest row of the snapshot that the production model was trained or judged on; None for
-    a model whose history is not known.
-    """
-
-    model_id: str
-    version: str
-    features: tuple[str, ...]
-    learnt_until: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What the builtin statistics make of their own figures.
-
-    `strength` is the effect in multiples of what is worth a WARNING, 0 if it may be chance. NOT_MEASURED and
-    QUARANTINE are verdicts of theirs too. `own`: the reference was what this very model has learnt from.
-    """
-
-    verdict: Verdict
-    reason: str
-    strength: float = 0.0
-    own: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """One feature as the analyst answered it.
-
-    `status` is Service C's own word, unchecked, "" if it was not asked. A figure may be None only with `judged`:
-    then that is the judgement, else the policy weighs the word by the figures.
-    """
-
-    psi: float | None
-    ks_stat: float | None
-    ks_p_value: float | None
-    kl_divergence: float | None
-    status: str
-    judged: Judged | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FeatureRows:
-    """One feature as counted in the feature store.
-
-    `without_time` of the `rows` have no usable time (NULL or year 1); `newest` is over those that have one.
-    """
-
-    rows: int
-    without_time: int
-    newest: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """`min_rows`: rows with a time below which Service C's CRITICAL is noise more often than not, when nothing
-    drifted. `effect_floor_psi`: a CRITICAL counts only above this PSI; `psi_cut_offs` raise it for some features.
-    `stale_after`: newest rows older than this are broken data; None: never. `clear_ratio`: what was told stays at
-    WARNING until the effect is below this part of what is worth one."""
-
-    min_rows: int = 20_000
-    effect_floor_psi: float = 0.25
-    psi_cut_offs: Mapping[str, float] = field(default_factory=dict)
-    stale_after: timedelta | None = None
-    clear_ratio: float = 0.8
-    analyst: str = "Service C"
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The verdict on one feature of one model, with its evidence.
-
-    `status` is the analyst's own word, or "" if there is none. The four figures are None when they were not
-    answered or not finite. `newer`: the feature has rows newer than those the model learnt from (also true when
-    that cannot be told). `own`: compared with what this very model learnt from, so that drift found for another model
-    does not concern it. `feature` is "" in the one decision about a model that has no features.
-    """
-
-    model_id: str
-    version: str
-    feature: str
-    verdict: Verdict
-    status: str
-    psi: float | None
-    ks_stat: float | None
-    ks_p_value: float | None
-    kl_divergence: float | None
-    rows: int
-    reason: str
-    newer: bool
-    own: bool = False
-
-    @property
-    def concerned(self) -> bool:
-        """Whether drift of the feature, wherever it was found, has something new for this model."""
-        return self.newer and (self.verdict is Verdict.CRITICAL or not self.own)
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """One look. `drifted`: features measured CRITICAL on enough sound rows, whichever model the answer named.
-    `unexpected`: what was answered and never asked, as `model` or `model/feature`."""
-
-    decisions: tuple[Decision, ...]
-    drifted: tuple[str, ...]
-    unexpected: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A look in one word and its counts. `not_measured` counts NOT_MEASURED and QUARANTINE, whatever the outcome."""
-
-    outcome: Literal["drift", "not-measured", "clear"]
-    counts: Mapping[Verdict, int]
-    not_measured: int
-
-
 def decide(
     asked: Iterable[Asked],
     answers: Mapping[str, Mapping[str, Measured]],
@@ -167,21 +50,23 @@ def decide(
     *,
     now: datetime | None = None,
     previous: Mapping[tuple[str, str], Verdict] | None = None,
+    own_rows: Mapping[tuple[str, str], FeatureRows] | None = None,
 ) -> Findings:
     """Given what was asked, answered (by model, then feature) and counted (by feature), decide every asked pair.
 
     A feature that `rows` leaves out has no rows. With `now`, rows dated in the future are taken for what they
     are: broken data. Without it they would count as news for ever, or hide all later news. `previous` are the
-    verdicts last told: what was told does not clear by a hair's breadth.
+    verdicts last told: what was told does not clear by a hair's breadth. `own_rows` are counts by model and feature,
+    where a model's rows are not the feature store's.
     """
-    told = previous or {}
+    told, own = previous or {}, own_rows or {}
     models = tuple(asked)
     decisions = tuple(
         _decision(
             model,
             feature,
             answers,
-            rows.get(feature),
+            own.get((model.model_id, feature), rows.get(feature)),
             settings,
             now=now,
             before=told.get((model.model_id, feature), Verdict.PASS),
@@ -198,7 +83,7 @@ def decide(
         for feature in answer
         if (name, feature) not in wanted
     }
-    drifted = _drifted(answers, rows, settings, now) & {feature for _, feature in wanted}
+    drifted = _drifted(answers, rows, own, settings, now) & {feature for _, feature in wanted}
     return Findings(decisions, tuple(sorted(drifted)), tuple(sorted(unexpected)))
 
 
@@ -234,15 +119,16 @@ def summary(findings: Findings) -> Summary:
 def _drifted(
     answers: Mapping[str, Mapping[str, Measured]],
     rows: Mapping[str, FeatureRows],
+    own: Mapping[tuple[str, str], FeatureRows],
     settings: Settings,
     now: datetime | None,
 ) -> set[str]:
     # Two answers for one feature differ when rows landed between them; one CRITICAL is enough.
     return {
         feature
-        for answer in answers.values()
+        for model_id, answer in answers.items()
         for feature, measured in answer.items()
-        if (counted := rows.get(feature)) is not None
+        if (counted := own.get((model_id, feature), rows.get(feature))) is not None
         and not _broken(counted, settings, now)
         and not _unreadable(measured, settings)
         and _judge(feature, measured, counted, settings)[0] is Verdict.CRITICAL
@@ -282,7 +168,8 @@ def _decision(
     if not feature:
         return says(Verdict.NOT_MEASURED, f"{model.model_id} lists no feature, so there was nothing to ask for")
     if counted is None or counted.rows == 0:
-        return says(Verdict.NOT_MEASURED, "no row has it")
+        told = measured.judged if counted is None and measured is not None else None
+        return says(Verdict.NOT_MEASURED, told.reason if told else "no row has it")
     if broken := _broken(counted, settings, now):
         return says(Verdict.QUARANTINE, broken)
     if measured is None:

@@ -71,8 +71,13 @@ def estate_shares(counts: Counts) -> Shares:
 
 
 def decile_edges(ordered: Numbers) -> Numbers:
-    """Given sorted reference values, the inner edges of up to ten bins of equal share; ties leave fewer bins."""
-    return np.unique(np.quantile(ordered, DECILES))
+    """Given sorted reference values, the inner edges of up to ten bins of equal share.
+
+    Ties leave fewer bins. A value on which several deciles fall gets a bin of its own: else a column that is mostly one
+    value ("never contacted before") would have a single bin, and a PSI of nothing whatever happened to it.
+    """
+    deciles, times = np.unique(np.quantile(ordered, DECILES), return_counts=True)
+    return np.unique(np.concatenate([deciles, np.nextafter(deciles[times > 1], np.inf)]))
 
 
 def estate_edges(ordered_reference: Numbers, ordered_current: Numbers) -> Numbers | None:

@@ -1,11 +1,4 @@
-"""The two windows of every feature: the SQL that cuts them out of the feature store, and the file they come in.
-
-The windows are the estate's: of a feature's rows in order of time, those from 50 % to 70 % are the reference and the
-newest 5 % are current. Unlike Service C's they are taken from rows that have a time, and from all of those: its own
-stop at the 20,000 oldest rows of each.
-
-The file is read one column of one window at a time, so that memory is bounded by the longest of them.
-"""
+"""The files that windows come in, read one column of one window at a time: memory is bounded by the longest of them."""
 
 from __future__ import annotations
 
@@ -21,45 +14,15 @@ import numpy as np
 from servicectl.drift.comparison import Column
 from servicectl.drift.statistics import Numbers
 from servicectl.errors import BadAnswer
-from servicectl.sql import identifier, literal, literals
+from servicectl.sql import identifier, literal
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
-
-REFERENCE_FROM, REFERENCE_UNTIL, CURRENT_FROM = 0.5, 0.7, 0.95
 
 Side = Literal["reference", "current"]
 _SIDES: dict[Side, int] = {"reference": 0, "current": 1}
 _ONE_WINDOW = "WHERE feature_name = ? AND side = ?"
 _MEMORY = "256MB"
-
-
-def windows_query(features: Sequence[str], table: str = "features_table") -> str:
-    """Given feature names, a SELECT of (feature_name, side 0 or 1, moment, value), by feature, side and time.
-
-    Understood by DuckDB 1.1.3 and 2.0. Rows without a usable time (NULL, infinite, year 1) are left out.
-    """
-    return _query(features, table, REFERENCE_FROM, REFERENCE_UNTIL)
-
-
-def history_query(features: Sequence[str], table: str = "features_table") -> str:
-    """As `windows_query`, with all rows before the current window as the reference."""
-    return _query(features, table, 0.0, CURRENT_FROM)
-
-
-def _query(features: Sequence[str], table: str, reference_from: float, reference_until: float) -> str:
-    start, end, newest = (literal(share) for share in (reference_from, reference_until, CURRENT_FROM))
-    return f"""SELECT feature_name, side, moment, value FROM (
-            SELECT feature_name, moment, value, place,
-                CASE WHEN place >= floor(all_rows * {newest}) THEN 1
-                     WHEN place >= floor(all_rows * {start}) AND place < floor(all_rows * {end}) THEN 0 END AS side
-            FROM (SELECT feature_name, event_timestamp AS moment, value,
-                    row_number() OVER (PARTITION BY feature_name ORDER BY event_timestamp, entity_id, value) - 1 AS place,
-                    count(*) OVER (PARTITION BY feature_name) AS all_rows
-                FROM {".".join(identifier(part) for part in table.split("."))}
-                WHERE feature_name IN {literals(features)} AND event_timestamp IS NOT NULL
-                AND isfinite(event_timestamp) AND year(event_timestamp) > 1) AS placed) AS sided
-        WHERE side IS NOT NULL ORDER BY feature_name, side, place"""
 
 
 class _Parquet:
@@ -94,6 +57,18 @@ class _Parquet:
             raise BadAnswer(f"{self.path} cannot be read: {str(error).splitlines()[0]}", cure="try again") from error
         return rows
 
+    def _column(
+        self, name: str, where: str = "", first: datetime | None = None, last: datetime | None = None
+    ) -> Column:
+        """One column in the file's own order: one thread keeps it."""
+        [(kind,)] = self._fetch(f"SELECT typeof({name}) FROM {self._source} LIMIT 1") or [("DOUBLE",)]
+        if kind != "VARCHAR":
+            values = self._numbers(f"SELECT TRY_CAST({name} AS DOUBLE) AS value FROM {self._source} {where}")
+            return Column(values, first, last)
+        told = self._fetch(f"SELECT {name} FROM {self._source} {where}")
+        texts = np.array([text for (text,) in told if text is not None], dtype=np.str_)
+        return Column(texts, first, last, absent_text=len(told) - len(texts))
+
     def _numbers(self, sql: str, values: Sequence[object] = ()) -> Numbers:
         import duckdb
 
@@ -105,7 +80,11 @@ class _Parquet:
 
 
 class WindowFile(_Parquet):
-    """What `windows_query` gave, as a Parquet file."""
+    """What `windows_query` gave for long rows, as a Parquet file."""
+
+    def rows(self) -> int:
+        """Of both windows of all features."""
+        return sum(rows for rows, _, _ in self.spans().values())
 
     def spans(self) -> dict[tuple[str, Side], tuple[int, datetime, datetime]]:
         """(feature, side) -> rows, first and last event time; an empty window is not there."""
@@ -127,19 +106,36 @@ class WindowFile(_Parquet):
         return self._numbers(f"SELECT value FROM {self._source} {_ONE_WINDOW}", [feature, _SIDES[side]])
 
 
+class WideWindowFile(_Parquet):
+    """What `windows_query` gave for wide rows: the features in the order in which they were asked for."""
+
+    def __init__(self, path: Path, features: Sequence[str]) -> None:
+        super().__init__(path)
+        self._columns = {name: f"c{number}" for number, name in enumerate(features)}
+
+    def rows(self) -> int:
+        """Of both windows."""
+        [(rows,)] = self._fetch(f"SELECT count(*) FROM {self._source}")
+        return int(rows)
+
+    def column(self, feature: str, side: Side) -> Column:
+        """One window of one feature in order of time; text where it is text."""
+        where = f"WHERE side = {literal(_SIDES[side])}"
+        [(first, last)] = self._fetch(f"SELECT min(moment), max(moment) FROM {self._source} {where}")
+        return self._column(self._columns[feature], where, first, last)
+
+    def numbers(self, feature: str, side: Side) -> Numbers:
+        """The values of a numeric feature, NaN for absent; none of one that holds text."""
+        column = self.column(feature, side).values
+        return np.asarray(column, dtype=np.float64) if column.dtype.kind == "f" else np.empty(0)
+
+
 class SampleFile(_Parquet):
-    """A sample of the rows that a model was trained on: one column per feature."""
+    """A sample of the rows that a model was trained on: one column per feature, and the label's."""
 
     def features(self) -> frozenset[str]:
         return frozenset(name for name, *_ in self._fetch(f"DESCRIBE SELECT * FROM {self._source}"))
 
     def column(self, feature: str) -> Column:
         """One feature as it was trained on; text where it was text."""
-        name = identifier(feature)
-        [(kind,)] = self._fetch(f"SELECT typeof({name}) FROM {self._source} LIMIT 1") or [("DOUBLE",)]
-        if kind == "VARCHAR":
-            present = self._fetch(f"SELECT {name} FROM {self._source} WHERE {name} IS NOT NULL")
-            [(rows,)] = self._fetch(f"SELECT count(*) FROM {self._source}")
-            texts = np.array([text for (text,) in present], dtype=np.str_)
-            return Column(texts, absent_text=rows - len(texts))
-        return Column(self._numbers(f"SELECT CAST({name} AS DOUBLE) AS value FROM {self._source}"))
+        return self._column(identifier(feature))

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import urlsplit
 
+from servicectl import crash
 from servicectl.clock import SYSTEM, Clock
 from servicectl.errors import BadAnswer, BadData, Busy, ConfigError, OutcomeUnknown, PartyUnavailable, TryAgain
 from servicectl.estate import answers
@@ -238,8 +239,10 @@ class HandlerQueue:
         answer = None
         with suppress(PartyUnavailable):  # Redis went away in the middle: what we sent may have arrived
             self._push(request)
+            crash.point("handler/asked")
             answer = self._wait(request, limit)
         if answer is not None:
+            crash.point("handler/answered")
             return answer
         try:
             withdrawn = self._withdraw(request)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from servicectl import crash
 from servicectl.errors import BadAnswer, BadData, UsageError
 from servicectl.estate.optimistic import OptimisticRedis, Pipe
 from servicectl.estate.serving_metadata import metadata_for_readers, with_scores
@@ -192,6 +193,7 @@ class ServingKeys:
             event = event_text(model_id, projection.generation, load=told, drop=drop, job_id=projection.job_id)
             _announce(pipe, event)
         pipe.execute()
+        crash.point("serving/projected")
         return Projected.WRITTEN
 
     def update_drift_scores(self, model_id: str, generation: int | None, scores: Mapping[str, float]) -> bool:
@@ -212,6 +214,7 @@ class ServingKeys:
                 pipe.multi()
                 pipe.set(metadata_key(model_id), json.dumps(wanted, allow_nan=False))
                 pipe.execute()
+                crash.point("serving/scored")
             return True
 
         return self._redis.transaction(model_id, update)
@@ -242,6 +245,7 @@ class ServingKeys:
             for event in events:
                 _announce(pipe, event)
             pipe.execute()
+            crash.point("serving/withdrawn")
 
         self._redis.transaction(", ".join(gone), remove)
 
@@ -255,6 +259,7 @@ class ServingKeys:
             raise BadData(f"{name!r} is not the candidate name of these bytes", cure="build it with candidate_name()")
         with self._redis.told():
             self._redis.client.set(artifact_key(name, "pkl"), model_bytes, px=max(1, round(ttl_s * 1000)))
+        crash.point("serving/candidate-put")
 
     def drop_candidate(self, name: str) -> None:
         """Remove a candidate. Raises UsageError for any other name, so that production cannot be hit."""

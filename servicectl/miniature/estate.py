@@ -72,7 +72,7 @@ class MiniatureEstate:
     def __exit__(self, *_: object) -> None:
         self._running.close()
 
-    def config_text(self, extra: str = "") -> str:
+    def config_text(self, extra: str = "", analytics_source: str = "service-c") -> str:
         """A servicectl.toml for this estate; `extra` is appended (models, overrides of other sections)."""
         return f"""# Written for the miniature estate in this folder.
 [state]
@@ -85,6 +85,7 @@ url = {_toml(self.redis_url)}
 snapshot_folder = {_toml(self.snapshots)}
 
 [analytics]
+source = {_toml(analytics_source)}
 address = {_toml(self.analytics_address)}
 
 [serving]

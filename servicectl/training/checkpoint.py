@@ -22,7 +22,7 @@ class Checkpoints:
     """Named checkpoints in one folder. `identity` says what they belong to; those of anything else do not count."""
 
     def __init__(self, folder: Path, identity: str) -> None:
-        self._folder = folder
+        self.folder = folder
         self._identity = identity
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
 
@@ -50,8 +50,11 @@ class Checkpoints:
         if hashlib.sha256(content).hexdigest().encode() != digest:
             log.warning(f"the checkpoint {self._path(name)} is damaged; training begins again from what is before it")
             return None
-        identity, state = pickle.loads(content)  # noqa: S301 -- our own file, and whole
+        try:
+            identity, state = pickle.loads(content)  # noqa: S301 -- our own file, and whole
+        except (AttributeError, ImportError):  # written by another version, which kept its classes elsewhere
+            return None
         return state if identity == self._identity else None
 
     def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.checkpoint"
+        return self.folder / f"{name}.checkpoint"

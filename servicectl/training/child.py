@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 # Everything else stays with the parent: connection strings and passwords are in its environment.
 _INHERITED = {
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS",
-    "SERVICECTL_CRASH_AT", "TMPDIR", "TZ", "VIRTUAL_ENV",
+    "SERVICECTL_CRASH_AT", "SERVICECTL_CRASH_TRACE", "TMPDIR", "TZ", "VIRTUAL_ENV",
 }  # fmt: skip
 _CRASHES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
 WORKER = ("-P", "-m", "servicectl.training.worker")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import importlib.util
 import pickle
 import platform
 import time
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
 from servicectl.errors import BadData, ConfigError
 from servicectl.files import sha256_of, write_atomically
+from servicectl.training import trainers
 from servicectl.training.baseline import baseline
 from servicectl.training.columns import transformer
 from servicectl.training.frame import Rows, label_text, moment, read, sample_of, split
@@ -48,9 +50,7 @@ def train(request: TrainRequest) -> Trained:
     mode, needed_mb = choose(Path(request.snapshot), spec)
     if mode == "streaming":
         from servicectl.training.stream import train_in_blocks
-        from servicectl.training.window import refuse_in_blocks
 
-        refuse_in_blocks(spec)
         return train_in_blocks(request, needed_mb)
     parts = split(read(Path(request.snapshot), spec), spec)
     rows, share, scores = parts.training, None, dict[str, float]()
@@ -85,6 +85,12 @@ def fitted_pipeline(rows: Rows, spec: TrainingSpec) -> tuple[Any, tuple[str, ...
     """The model as it is published, what scikit-learn warned of, and what a served number means (text labels)."""
     coded = coded_labels(rows, spec)
     pipeline = _pipeline(rows, spec)
+    if of_xgboost(pipeline.named_steps["estimator"]):
+        from servicectl.training import boosting
+
+        boosting.check_params(spec, in_blocks=False)
+        if spec.task == "classification":
+            boosting.check_codes(np.unique(coded.codes), spec)
     told = _fit(pipeline, rows, coded, spec)
     if coded.classes is None:
         return pipeline, told, None
@@ -105,7 +111,9 @@ def libraries(spec: TrainingSpec) -> dict[str, str]:
     versions = {"python": platform.python_version()}
     modules = {"scikit-learn": "sklearn", "numpy": "numpy", "scipy": "scipy", "pandas": "pandas"}
     root = spec.estimator_path.partition(".")[0]
-    if root not in modules.values():
+    if trainers.name_of(spec) is not None:
+        versions |= trainers.distribution(spec)
+    elif root not in modules.values():
         modules[root] = root
     for name, module in modules.items():
         versions[name] = str(getattr(importlib.import_module(module), "__version__", "unknown"))
@@ -124,6 +132,11 @@ def _pipeline(rows: Rows, spec: TrainingSpec) -> Any:
     return Pipeline([("columns", columns), ("estimator", estimator_of(spec))])
 
 
+def of_xgboost(estimator: object) -> bool:
+    """Whether an estimator is XGBoost's own; xgboost is not imported for the answer."""
+    return type(estimator).__module__.partition(".")[0] == "xgboost"
+
+
 def estimator_of(spec: TrainingSpec) -> Any:
     """The unfitted estimator of a model. Raises ConfigError, naming the key, for one that does not work."""
     from sklearn.base import is_classifier, is_regressor
@@ -134,9 +147,10 @@ def estimator_of(spec: TrainingSpec) -> Any:
     try:
         kind = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise ConfigError(
-            f"{key}: there is no {path!r}", cure="write the full name, e.g. sklearn.ensemble.RandomForestClassifier"
-        ) from None
+        cure = "write the full name, e.g. sklearn.ensemble.RandomForestClassifier"
+        if module == "xgboost" and importlib.util.find_spec(module) is None:
+            cure = "pip install 'servicectl[xgboost]'"
+        raise ConfigError(f"{key}: there is no {path!r}", cure=cure) from None
     if not (isinstance(kind, type) and hasattr(kind, "fit") and hasattr(kind, "predict")):
         raise ConfigError(f"{key}: {path} is not an estimator", cure="name a class with fit and predict")
     params = dict(spec.params)
@@ -181,8 +195,11 @@ def explained(spec: TrainingSpec, rows: int) -> Iterator[None]:
             cure="correct its params",
         ) from None
     except ValueError as error:
+        words = str(error).partition("\nStack trace")[0]  # of XGBoost
+        if "bad_alloc" in words:
+            raise MemoryError("std::bad_alloc") from None
         raise BadData(
-            f"{spec.model_id}: {spec.estimator_path} could not be fitted on {rows} rows: {error}",
+            f"{spec.model_id}: {spec.estimator_path} could not be fitted on {rows} rows: {words}",
             cure=f"correct models.{spec.model_id}.params or choose another estimator",
         ) from None
 

@@ -15,6 +15,7 @@ from msgspec import Struct
 from servicectl.training import child
 from servicectl.training.child import Limits
 from servicectl.training.spec import (
+    Decay,
     GateSpec,
     ProductFile,
     Servability,
@@ -36,6 +37,7 @@ class TrainRequest(Struct, frozen=True, kw_only=True):
     snapshot: str
     folder: str
     checkpoints: str | None = None
+    libraries: tuple[str, ...] | None = None
 
 
 class JudgeRequest(Struct, frozen=True, kw_only=True):
@@ -46,6 +48,18 @@ class JudgeRequest(Struct, frozen=True, kw_only=True):
     champion: ProductFile | None = None
     champion_seen_until: datetime | None = None
     challenger_seen_until: datetime | None = None
+    allowed: tuple[str, ...] = ()
+
+
+class DecayRequest(Struct, frozen=True, kw_only=True):
+    spec: TrainingSpec
+    snapshot: str
+    model: ProductFile
+    recorded: float
+    judged_until: datetime
+    seen_until: datetime
+    alpha: float
+    min_blocks: int
     allowed: tuple[str, ...] = ()
 
 
@@ -69,15 +83,26 @@ def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> Sn
     return child.run("describe", request, SnapshotFacts, what=_what("reading", spec), limits=_limits(spec))
 
 
-def train(spec: TrainingSpec, snapshot: Path, folder: Path, checkpoints: Path | None = None) -> Trained:
+def train(
+    spec: TrainingSpec,
+    snapshot: Path,
+    folder: Path,
+    checkpoints: Path | None = None,
+    libraries: Sequence[str] | None = None,
+) -> Trained:
     """Fit on the older part of a snapshot; write `model.pkl`, `baseline.json` and `sample.parquet` into an existing folder.
 
     In blocks where rows are too many for memory; then `checkpoints` is a folder that outlives an interrupted try.
-    The same spec, snapshot, machine and libraries give the same bytes. Raises ConfigError for an estimator or params
-    that do not work, BadData for rows that cannot be trained on.
+    The same spec, snapshot, machine and libraries give the same bytes. `libraries` are those that Service B has beyond
+    scikit-learn's own; None: a trainer that says what its models need is not held against them. Raises ConfigError for
+    an estimator or params that do not work, BadData for rows that cannot be trained on, NotServable for such a trainer.
     """
     request = TrainRequest(
-        spec=spec, snapshot=str(snapshot), folder=str(folder), checkpoints=str(checkpoints) if checkpoints else None
+        spec=spec,
+        snapshot=str(snapshot),
+        folder=str(folder),
+        checkpoints=str(checkpoints) if checkpoints else None,
+        libraries=None if libraries is None else tuple(libraries),
     )
     return child.run("train", request, Trained, what=_what("training", spec), limits=_limits(spec))
 
@@ -110,6 +135,37 @@ def judge(
         allowed=tuple(allowed),
     )
     return child.run("judge", request, Verdict, what=_what("judging", spec), limits=_limits(spec))
+
+
+def decay(
+    spec: TrainingSpec,
+    snapshot: Path,
+    model: ProductFile,
+    *,
+    recorded: float,
+    judged_until: datetime,
+    seen_until: datetime,
+    alpha: float,
+    min_blocks: int,
+    allowed: Sequence[str] = (),
+) -> Decay:
+    """How much worse a published model is on the newest labelled rows of a snapshot than on those of its publish.
+
+    `recorded` is its score then, on rows until `judged_until`; rows after `seen_until` are new to it. Raises
+    IntegrityError for a model file that is not the one on record.
+    """
+    request = DecayRequest(
+        spec=spec,
+        snapshot=str(snapshot),
+        model=model,
+        recorded=recorded,
+        judged_until=judged_until,
+        seen_until=seen_until,
+        alpha=alpha,
+        min_blocks=min_blocks,
+        allowed=tuple(allowed),
+    )
+    return child.run("decay", request, Decay, what=_what("measuring", spec), limits=_limits(spec))
 
 
 def check(

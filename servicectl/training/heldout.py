@@ -101,7 +101,7 @@ def _heldout(file: SnapshotFile, outline: Outline) -> BlockRows:
     for piece in outline.heldout:
         table = file.table(piece, [spec.time_column, spec.entity_column, spec.label])
         moments.append(times(table.column(spec.time_column)))
-        entities.append(_hashed(table.column(spec.entity_column)))
+        entities.append(hashed(table.column(spec.entity_column)))
         labels.append(label_values(table, file))
     keep = np.ones(outline.rows_heldout, dtype=np.bool_)
     return BlockRows(
@@ -113,7 +113,7 @@ def _heldout(file: SnapshotFile, outline: Outline) -> BlockRows:
     )
 
 
-def _hashed(column: pa.ChunkedArray) -> NDArray[np.int64]:
+def hashed(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """A number for each entity, alike in every block; two entities share one only by a rare accident."""
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     names = np.array([*encoded.dictionary.to_pylist(), ""], dtype=object)

@@ -70,7 +70,7 @@ def judge(request: JudgeRequest) -> Verdict:
         empty, rows=len(rows), heldout_from=moment(rows.times[0]), heldout_until=moment(rows.times[-1])
     )
     try:
-        answers = outputs(_opened(challenger_bytes, request.allowed), rows, spec)
+        answers = outputs(opened(challenger_bytes, request.allowed), rows, spec)
     except Unusable as finding:
         return msgspec.structs.replace(base, decision="REJECT", reason=f"the challenger is unusable: {finding}")
     base = msgspec.structs.replace(base, challenger=measure_all(answers, spec, also))
@@ -106,9 +106,12 @@ def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
         )
     if base.difference is None or base.interval is None:
         return "INCONCLUSIVE", f"{base.metric} is undefined on the held-out rows or some part of them"
+    budget = ""
+    if earlier := gate.earlier_challengers:
+        budget = f", at alpha {base.alpha:.2g} after {earlier} earlier challenger{'s' * (earlier > 1)} of this champion"
     figures = (
         f"{base.metric} differs by {base.difference:+.4f}"
-        f" (at least {base.interval[0]:+.4f}, at most {base.interval[1]:+.4f}, over {base.blocks} time blocks)"
+        f" (at least {base.interval[0]:+.4f}, at most {base.interval[1]:+.4f}, over {base.blocks} time blocks{budget})"
     )
     if gate.max_predict_ms is not None and base.predict_ms is not None and base.predict_ms > gate.max_predict_ms:
         return "REJECT", f"one prediction takes {base.predict_ms:g} ms, gate.max_predict_ms is {gate.max_predict_ms:g}"
@@ -265,13 +268,13 @@ def _champion(
     content: bytes, allowed: tuple[str, ...], rows: Rows, spec: TrainingSpec, also: tuple[str, ...]
 ) -> _Champion:
     try:
-        answers = outputs(_opened(content, allowed), rows, spec)
+        answers = outputs(opened(content, allowed), rows, spec)
     except Unusable as finding:
         return _Champion(None, None, str(finding))
     return _Champion(answers, measure_all(answers, spec, also))
 
 
-def _opened(content: bytes, allowed: tuple[str, ...]) -> Any:
+def opened(content: bytes, allowed: tuple[str, ...]) -> Any:
     """Unpickle verified bytes that name nothing beyond the allow-list. Raises Unusable, whatever the pickle raises."""
     if wrong := pickles.refused(content, allowed):
         raise Unusable(f"it names {', '.join(wrong[:5])}, which is not allowed; it was not opened")

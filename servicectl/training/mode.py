@@ -11,6 +11,7 @@ import duckdb
 
 from servicectl.errors import ConfigError
 from servicectl.sql import literal
+from servicectl.training import trainers
 from servicectl.training.spec import TrainingSpec
 
 Mode = Literal["memory", "streaming"]
@@ -37,9 +38,17 @@ def rows_of(snapshot: Path) -> int:
 
 def estimate_mb(rows: int, spec: TrainingSpec) -> int:
     """What training in memory would take at its peak, in MiB, without what the estimator itself builds."""
+    return _BASE_MB + rows * _bytes_per_row(spec) // (1 << 20)
+
+
+def rows_that_fit(spec: TrainingSpec) -> int:
+    """How many rows the estimate lets into memory."""
+    return max(0, limit_mb(spec) - _BASE_MB) * (1 << 20) // _bytes_per_row(spec)
+
+
+def _bytes_per_row(spec: TrainingSpec) -> int:
     numeric = len(spec.features) - len(spec.categorical) + 2
-    per_row = 8 * _COPIES * numeric + _CATEGORY_BYTES * len(spec.categorical)
-    return _BASE_MB + rows * per_row // (1 << 20)
+    return 8 * _COPIES * numeric + _CATEGORY_BYTES * len(spec.categorical)
 
 
 def limit_mb(spec: TrainingSpec, cgroup: Path = _CGROUP) -> int:
@@ -59,6 +68,9 @@ def choose(snapshot: Path, spec: TrainingSpec) -> tuple[Mode, int]:
     """
     rows = rows_of(snapshot)
     needed, limit = estimate_mb(rows, spec), limit_mb(spec)
+    if trainers.name_of(spec) is not None:
+        trainers.check_settings(spec)
+        return "streaming", needed
     if spec.training != "auto":
         if spec.training == "memory" and needed > limit and rows > 0:
             raise _too_large(spec, rows, needed, limit)
@@ -80,8 +92,10 @@ def reads_in_blocks(snapshot: Path, spec: TrainingSpec) -> bool:
 
 
 def learns_in_blocks(estimator: object) -> bool:
-    """Whether it has partial_fit."""
-    return hasattr(estimator, "partial_fit")
+    """Whether it has partial_fit, or can read them from external memory."""
+    from servicectl.training.fit import of_xgboost
+
+    return hasattr(estimator, "partial_fit") or of_xgboost(estimator)
 
 
 def _too_large(spec: TrainingSpec, rows: int, needed: int, limit: int) -> ConfigError:

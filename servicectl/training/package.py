@@ -58,6 +58,7 @@ def manifest(
         ],
         "model": {"sha256": trained.model.sha256, "bytes": trained.model.bytes},
         "baseline": {"sha256": trained.baseline.sha256, "bytes": trained.baseline.bytes},
+        "sample": None if trained.sample is None else {"sha256": trained.sample.sha256, "bytes": trained.sample.bytes},
         "snapshot": {
             "sha256": snapshot.sha256,
             "bytes": snapshot.bytes,

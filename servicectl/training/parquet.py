@@ -7,7 +7,7 @@ Rows without a time or a label are left out as `frame.read` leaves them out, and
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -183,7 +183,21 @@ class SnapshotFile:
             )
         return Outline(kinds, tuple(training), tuple(heldout), spans[0][0], trained_until, start)
 
-    def _time_at(self, pieces: list[Piece], position: int) -> np.datetime64:
+    def newest(self, outline: Outline, share: float) -> Outline:
+        """The same with the newest share of its training rows only; rows of one instant stay together."""
+        rows = outline.rows_trained
+        start = self._time_at(outline.training, rows - max(1, int(rows * share)))
+        kept: list[Piece] = []
+        for piece in reversed(outline.training):
+            inside = times(self.table(piece, [self.spec.time_column]).column(0))
+            first = int(np.searchsorted(inside, start, side="left"))
+            if first < len(piece):
+                kept.insert(0, replace(piece, start=piece.start + first))
+            if first > 0:
+                break
+        return replace(outline, training=tuple(kept), trained_from=start)
+
+    def _time_at(self, pieces: Sequence[Piece], position: int) -> np.datetime64:
         for piece in pieces:
             if position < len(piece):
                 found: np.datetime64 = times(self.table(piece, [self.spec.time_column]).column(0))[position]

@@ -10,11 +10,13 @@ show plainly is refused. Whole packages were rejected as a list: `numpy.testing`
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import pickletools
 import re
-from collections.abc import Iterable
-from typing import Any
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 # Modules and members that a fitted scikit-learn pipeline names. A member of sklearn must look like a class.
 _MEMBERS: dict[str, frozenset[str]] = {
@@ -58,6 +60,14 @@ for _core in ("numpy.core", "numpy._core"):  # before and since numpy 2
     _MEMBERS[f"{_core}.multiarray"] = frozenset({"_reconstruct", "scalar"})
     _MEMBERS[f"{_core}.numeric"] = frozenset({"_frombuffer"})
 
+# Of a library whose members are known, the name alone allows these and not the whole package.
+_OF_LIBRARIES: dict[str, dict[str, frozenset[str]]] = {
+    "xgboost": {
+        "xgboost.core": frozenset({"Booster"}),
+        "xgboost.sklearn": frozenset({"XGBClassifier", "XGBRegressor", "XGBRFClassifier", "XGBRFRegressor"}),
+    }
+}
+
 _OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # what protocols below 3 write
 _SPARSE = re.compile(r"scipy\.sparse\._\w+")
 _SPARSE_NAME = re.compile(r"[a-z]{3}_(?:matrix|array)")
@@ -83,24 +93,28 @@ _INTO_MEMO = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE", "PUT"})
 _OUT_OF_MEMO = frozenset({"BINGET", "GET", "LONG_BINGET"})
 _NEVER = frozenset({"BINPERSID", "EXT1", "EXT2", "EXT4", "PERSID"})  # names kept outside the pickle
 _HIDDEN = ("?", "a name that is not plain text")
+# What holds a model's numbers, by how its length is written, and the texts beside it that could be as long.
+_LONG = {"BINBYTES": "<I", "BINBYTES8": "<Q", "BYTEARRAY8": "<Q", "BINUNICODE": "<I", "BINUNICODE8": "<Q"}
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+_LONGEST_READ = 1 << 16  # bytes; a longer text is no name
 
 
 class Forbidden(Exception):
     """A pickle names something that is not on the allow-list."""
 
 
-def names_in(pickled: bytes) -> set[tuple[str, str]]:
+def names_in(pickled: bytes | BinaryIO) -> set[tuple[str, str]]:
     """Every (module, member) that a pickle names, without running it; ("?", why) for one that cannot be told.
 
-    Raises ValueError for bytes that are not a pickle.
+    A file is read from where it stands, in pieces: memory does not grow with the arrays in it. Raises ValueError for
+    bytes that are not a pickle.
     """
     found: set[tuple[str, str]] = set()
     memo: dict[int, str | None] = {}
     # The text on top of the stack and the one below it, known only right after they were pushed.
     top: str | None = None
     below: str | None = None
-    for opcode, argument, _ in pickletools.genops(pickled):
-        name = opcode.name
+    for name, argument in _opcodes(io.BytesIO(pickled) if isinstance(pickled, bytes) else pickled):
         if name in _INTO_MEMO:
             memo[len(memo) if name == "MEMOIZE" else int(str(argument))] = top
             continue
@@ -113,9 +127,41 @@ def names_in(pickled: bytes) -> set[tuple[str, str]]:
             found.add((below, top) if below is not None and top is not None else _HIDDEN)
         elif name in _NEVER:
             found.add(("?", f"what the opcode {name} stands for"))
-        pushed = str(argument) if name in _TEXT else memo.get(int(str(argument))) if name in _OUT_OF_MEMO else None
-        top, below = pushed, top
+        pushed = memo.get(int(str(argument))) if name in _OUT_OF_MEMO else argument if name in _TEXT else None
+        top, below = None if pushed is None else str(pushed), top
     return found
+
+
+def _opcodes(file: BinaryIO) -> Iterator[tuple[str, Any]]:
+    """As pickletools.genops, but what is long is passed over unread, its argument None."""
+    end = os.fstat(file.fileno()).st_size if not isinstance(file, io.BytesIO) else len(file.getbuffer())
+    while code := file.read(1):
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise ValueError(f"it has the unknown opcode {code!r}")
+        argument = None
+        if opcode.arg is not None and not _passed_over(file, opcode.name, end):
+            argument = opcode.arg.reader(file)
+        yield opcode.name, argument
+        if opcode.name == "STOP":
+            return
+    raise ValueError("it has no end")
+
+
+def _passed_over(file: BinaryIO, name: str, end: int) -> bool:
+    form = _LONG.get(name)
+    if form is None:
+        return False
+    start = file.tell()
+    head = file.read(struct.calcsize(form))
+    (length,) = struct.unpack(form, head) if len(head) == struct.calcsize(form) else (0,)
+    if length <= _LONGEST_READ:
+        file.seek(start)
+        return False
+    if file.tell() + length > end:
+        raise ValueError(f"it breaks off within {name}")
+    file.seek(length, io.SEEK_CUR)
+    return True
 
 
 def is_allowed(module: str, member: str, also: Iterable[str] = ()) -> bool:
@@ -124,8 +170,12 @@ def is_allowed(module: str, member: str, also: Iterable[str] = ()) -> bool:
         return False  # a dotted member walks through attributes to anything its module has imported
     module = _OF_PYTHON_2.get(module, module)
     full = f"{module}.{member}"
-    if any(full == entry or full.startswith(f"{entry}.") for entry in also):
-        return True
+    for entry in also:
+        if entry in _OF_LIBRARIES:
+            if member in _OF_LIBRARIES[entry].get(module, ()):
+                return True
+        elif full == entry or full.startswith(f"{entry}."):
+            return True
     if member in _MEMBERS.get(module, ()):
         return True
     package = module.split(".")
@@ -134,8 +184,8 @@ def is_allowed(module: str, member: str, also: Iterable[str] = ()) -> bool:
     return bool(_SPARSE.fullmatch(module) and _SPARSE_NAME.fullmatch(member))
 
 
-def refused(pickled: bytes, also: Iterable[str] = ()) -> list[str]:
-    """What a pickle names beyond the allow-list, in words; empty if all is well."""
+def refused(pickled: bytes | BinaryIO, also: Iterable[str] = ()) -> list[str]:
+    """What a pickle names beyond the allow-list, in words; empty if all is well. A file as `names_in`."""
     known = tuple(also)
     try:
         names = names_in(pickled)

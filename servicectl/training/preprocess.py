@@ -57,6 +57,12 @@ class Preprocessing:
     def width(self) -> int:
         return len(self.numbers) + sum(len(feature.values) for feature in (*self.coded, *self.text))
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What the columns of the matrix are called."""
+        coded = (f"{feature.name}={value}" for feature in (*self.coded, *self.text) for value in feature.values)
+        return (*(feature.name for feature in self.numbers), *coded)
+
     def matrix(self, table: pa.Table, outline: Outline, into: NDArray[np.float32]) -> None:
         """Write the rows of a table into an array (rows, width), as the fitted transformer would."""
         columns = []

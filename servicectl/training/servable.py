@@ -7,15 +7,17 @@ process (see `probe` and, for what isolation holds, `confine`).
 
 from __future__ import annotations
 
+import importlib.util
 import random
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from servicectl.errors import IntegrityError, ServicectlError, TryAgain
-from servicectl.training import child, pickles
+from servicectl.errors import ConfigError, IntegrityError, ServicectlError, TryAgain
+from servicectl.training import child, pickles, trainers
 from servicectl.training.child import Limits
 from servicectl.training.spec import CanaryRow, ProductFile, Servability, TrainingSpec, verified
 
@@ -100,6 +102,47 @@ def check(request: CheckRequest) -> Servability:
     )
 
 
+def foresee(spec: TrainingSpec, libraries: Iterable[str], *, any_library: bool) -> None:
+    """Before a snapshot is taken, refuse what `check` would refuse after hours of training. Nothing is imported.
+
+    Raises ConfigError for a library or trainer that is not installed here, NotServable for a library that Service B is
+    not known to have.
+    """
+    if trainers.name_of(spec) is not None:
+        trainers.check_settings(spec)
+        trainers.entry_point(spec)
+        return
+    root, dot, _ = spec.estimator_path.partition(".")
+    if root in _WITH_SCIKIT_LEARN:
+        return
+    if not (dot and root.isidentifier()):
+        raise ConfigError(
+            f"models.{spec.model_id}.estimator: there is no {spec.estimator_path!r}",
+            cure="write the full name, e.g. sklearn.ensemble.RandomForestClassifier",
+        )
+    if importlib.util.find_spec(root) is None:
+        raise ConfigError(
+            f"models.{spec.model_id}.estimator: {root} is not installed here",
+            cure=f"pip install 'servicectl[{root}]'" if root == "xgboost" else f"install {root} beside servicectl",
+        )
+    if not any_library:
+        refuse_absent(
+            f"a {spec.estimator_path.rpartition('.')[2]} (models.{spec.model_id}.estimator)", [root], libraries
+        )
+
+
+def refuse_absent(what: str, needed: Iterable[str], libraries: Iterable[str]) -> None:
+    """Hold the libraries that a model needs against those that Service B has. Raises NotServable."""
+    there = {name.replace("-", "_").lower() for name in libraries}
+    absent = [name for name in needed if name.partition(".")[0].lower() not in there]
+    if absent:
+        raise NotServable(
+            f"{what} needs {', '.join(absent)}, which Service B is not known to have",
+            cure="add it to serving.libraries if Service B has it, choose an estimator of scikit-learn, or set"
+            ' serving.mismatch = "warn"',
+        )
+
+
 def _libraries(pickled: bytes, request: CheckRequest, spec: TrainingSpec) -> tuple[str, ...]:
     """The libraries beyond scikit-learn's own that a model needs. Raises NotServable for one not known to be there."""
     try:
@@ -115,14 +158,8 @@ def _libraries(pickled: bytes, request: CheckRequest, spec: TrainingSpec) -> tup
             cure="find out where this file came from",
         )
     needed = sorted(roots - _WITH_SCIKIT_LEARN - sys.stdlib_module_names)
-    there = {name.replace("-", "_").lower() for name in request.libraries}
-    absent = [name for name in needed if name.lower() not in there]
-    if absent and not request.any_library:
-        raise NotServable(
-            f"the model of {spec.model_id} needs {', '.join(absent)}, which Service B is not known to have",
-            cure="add it to serving.libraries if Service B has it, choose an estimator of scikit-learn, or set"
-            ' serving.mismatch = "warn"',
-        )
+    if not request.any_library:
+        refuse_absent(f"the model of {spec.model_id}", needed, request.libraries)
     return tuple(needed)
 
 

@@ -34,7 +34,7 @@ class TrainingSpec(Struct, frozen=True, kw_only=True):
     label: str
     features: tuple[str, ...]
     categorical: tuple[str, ...] = ()
-    estimator: str | None = None  # dotted path; None: DEFAULT_ESTIMATOR
+    estimator: str | None = None  # dotted path, or "trainer:NAME"; None: DEFAULT_ESTIMATOR
     params: dict[str, Any] = {}
     metric: str | None = None  # None: DEFAULT_METRIC
     heldout_fraction: float = 0.2
@@ -168,6 +168,25 @@ class Verdict(Struct, frozen=True, kw_only=True):
     predict_ms: float | None = None
     heldout_from: datetime | None = None
     heldout_until: datetime | None = None
+
+
+class Decay(Struct, frozen=True, kw_only=True):
+    """A model's main metric on the newest labelled rows against that on the rows it was published on.
+
+    `difference` is now against before, negative where it has become worse; `high` its one-sided upper bound.
+    `rows_before` 0: the rows of then are gone, and the figure on record stands in for them. `why_not`: why there is no
+    measurement, or ""; then the figures say nothing.
+    """
+
+    metric: str
+    rows_now: int = 0
+    rows_before: int = 0
+    now: float = 0.0
+    before: float = 0.0
+    difference: float = 0.0
+    high: float = 0.0
+    blocks: int = 0
+    why_not: str = ""
 
 
 class CanaryRow(Struct, frozen=True):

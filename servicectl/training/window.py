@@ -6,20 +6,28 @@ beats them. The validation slice lies before the held-out rows, which the gate j
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from servicectl.errors import BadData, ConfigError
 from servicectl.training import evidence
+from servicectl.training.checkpoint import Checkpoints
 from servicectl.training.fit import fitted_pipeline
 from servicectl.training.frame import Rows
+from servicectl.training.heldout import hashed
 from servicectl.training.metrics import Mask, Outputs, Unusable, better, check_name, measure, outputs
+from servicectl.training.mode import rows_that_fit
+from servicectl.training.parquet import Outline, SnapshotFile, give_back, times
 from servicectl.training.spec import TrainingSpec
+from servicectl.training.survey import feature_values, label_values
 
 SHARES = (1.0, 0.6, 0.3, 0.1)
 _VALIDATION = 0.2
 _LEAST_ROWS = 50
+_SAMPLE_ROWS = 100_000
 _ONE_STANDARD_ERROR = 0.16  # the chance that one is exceeded upwards
 
 
@@ -72,13 +80,45 @@ def _is_better(share: float, longest: float, tried: dict[float, Outputs], valida
     return found is not None and found.low > 0
 
 
-def refuse_in_blocks(spec: TrainingSpec) -> None:
-    """Raises ConfigError: several surveys and fits of more rows than fit in memory are hours, not a choice."""
-    if spec.window_auto:
+def choose_window_in_blocks(file: SnapshotFile, kept: Checkpoints) -> Choice:
+    """The choice of `choose_window`, made on training rows drawn evenly over time, as many as fit in memory.
+
+    Rejected: a survey and several passes of all rows for each share, which is hours. Of a sample, long windows lose as
+    much as short ones, so chance still favours the longer one.
+    """
+    spec = file.spec
+    choice: Choice | None = kept.read("window")
+    if choice is None:
+        outline = file.outline()
+        choice = kept.saved("window", choose_window(_even_sample(file, outline), spec))
+    return choice
+
+
+def _even_sample(file: SnapshotFile, outline: Outline) -> Rows:
+    spec = file.spec
+    most = min(_SAMPLE_ROWS, rows_that_fit(spec))
+    if most < _LEAST_ROWS:
         raise ConfigError(
-            f'models.{spec.model_id}.window = "auto" needs the rows in memory, and they are read in blocks',
-            cure="set a fixed window, or training.max_rows",
+            f'models.{spec.model_id}.window = "auto": not even {_LEAST_ROWS} rows fit in memory to choose by',
+            cure="raise training.memory_mb, or set a fixed window",
         )
+    every = math.ceil(outline.rows_trained / most)
+    columns = [spec.entity_column, spec.time_column, spec.label, *spec.features]
+    parts, seen = [], 0
+    for piece in outline.training:
+        picked = np.arange(-seen % every, len(piece), every)
+        table = file.table(piece, columns).take(pa.array(picked))
+        features = {name: feature_values(table, name, outline) for name in spec.features}
+        moments, entities = times(table.column(spec.time_column)), hashed(table.column(spec.entity_column))
+        parts.append(Rows(moments, entities, label_values(table, file), features))
+        seen += len(piece)
+        give_back()
+    return Rows(
+        np.concatenate([part.times for part in parts]),
+        np.concatenate([part.entities for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        {name: np.concatenate([part.features[name] for part in parts]) for name in spec.features},
+    )
 
 
 def _answers(rows: Rows, validation: Rows, spec: TrainingSpec) -> Outputs | None:

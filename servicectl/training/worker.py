@@ -53,6 +53,13 @@ def _judge(request: floor.JudgeRequest) -> object:
     return judge(request)
 
 
+def _decay(request: floor.DecayRequest) -> object:
+    confine.no_network()
+    from servicectl.training.decay import decay
+
+    return decay(request)
+
+
 def _check(request: floor.CheckRequest) -> object:
     from servicectl.training.servable import check
 
@@ -63,6 +70,7 @@ _TASKS: dict[str, tuple[type[Any], Callable[[Any], object]]] = {
     "describe": (floor.DescribeRequest, _describe),
     "train": (floor.TrainRequest, _train),
     "judge": (floor.JudgeRequest, _judge),
+    "decay": (floor.DecayRequest, _decay),
     "check": (floor.CheckRequest, _check),
 }
 

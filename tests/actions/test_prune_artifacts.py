@@ -26,7 +26,7 @@ def test_an_upload_that_never_came_into_production_is_swept_and_nothing_else(
     site.run("jobs", "resume")
     before = site.blobs()
     assert site.ok("artifacts", "prune")["blobs"] == []
-    doomed = [f"{FOLDER}0.1.1.json", f"{FOLDER}0.1.1.pkl"]
+    doomed = [f"{FOLDER}0.1.1.{end}" for end in ("canary.json", "json", "parquet", "pkl")]
     assert site.ok("artifacts", "prune", "--days", "0", "--dry-run")["blobs"] == doomed
     assert site.blobs() == before
     assert site.ok("artifacts", "prune", "--days", "0")["blobs"] == doomed

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from servicectl.estate.artifacts import names
-from tests.actions.test_sync_production import incumbent
+from tests.actions.test_sync_production import foreign_blob, incumbent
 from tests.parts import free_port
 from tests.parts.estate import MODELS, Saved, Site, outcomes
 from tests.parts.wrong_serving import wrong_serving
@@ -46,8 +46,11 @@ def test_a_first_model_is_published_to_every_store(either_site: Site, first_cand
     blobs = site.blobs()
     assert set(blobs) == {
         f"Model_Churn/Model_Churn_{end}"
-        for end in ("0.1.0.json", "0.1.0.manifest.json", "0.1.0.pkl", "Production.json", "Production.pkl")
-    }
+        for end in (
+            "0.1.0.canary.json", "0.1.0.json", "0.1.0.manifest.json", "0.1.0.parquet", "0.1.0.pkl",
+            "Production.json", "Production.pkl",
+        )
+    }  # fmt: skip
     assert (
         blobs["Model_Churn/Model_Churn_Production.pkl"] == blobs["Model_Churn/Model_Churn_0.1.0.pkl"] == pointer.sha256
     )
@@ -297,6 +300,31 @@ def test_an_incumbent_that_was_never_adopted_is_archived_under_its_registry_vers
     assert (told["jobs"][0]["result"]["version"], told["jobs"][0]["result"]["replaces"]) == ("1.4.3", "1.4.2")
     assert site.store.read("Model_Churn/Model_Churn_1.4.2.pkl")[0] == b"bytes from before"
     assert versions(site) == [("1.4.2", "deprecated"), ("1.4.3", "production")]
+
+
+def test_an_incumbent_that_was_replaced_while_a_publish_lay_dead_is_archived_too(
+    either_site: Site, first_candidate: Saved
+) -> None:
+    site = either_site
+    site.restore(first_candidate)
+    incumbent(site, "Churn", b"bytes from before")
+    died = site.run("publish", "Churn", crash_at="publish/archive/recorded")
+    assert died.status == -signal.SIGKILL, died
+    foreign_blob(site, "Model_Churn/Model_Churn_Production.pkl", b"put there by hand since")
+    assert outcomes(site.ok("jobs", "resume")) == [("publish", "published")]
+    archived = [blob.name for blob in site.store.list("Model_Churn/") if "_1.4.2" in blob.name]
+    assert {site.store.read(name)[0] for name in archived} == {b"bytes from before", b"put there by hand since"}
+
+
+def test_a_model_that_serving_may_not_take_is_refused_before_anything_is_uploaded(
+    site: Site, second_candidate: Saved
+) -> None:
+    site.restore(second_candidate)
+    before = {**site.picture(), "jobs": None}
+    ended = site.run("--json", "publish", "Churn", SERVING_MAX_MB="0.001")
+    assert ended.status == 1, ended
+    assert "serving.max_mb allows 0.001" in ended.told["jobs"][0]["error"]
+    assert {**site.picture(), "jobs": None} == before
 
 
 def test_a_candidate_file_that_was_changed_is_never_published(site: Site, second_candidate: Saved) -> None:

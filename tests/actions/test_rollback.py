@@ -14,7 +14,7 @@ from tests.actions.test_sync_production import Hostile, foreign_blob, incumbent
 from tests.parts.estate import ALL_ROWS, MODELS, Saved, Site, outcomes
 from tests.parts.wrong_serving import wrong_serving
 
-STEPS = ("fetch", "register", "date", "archive", "swap", "point", "switch", "project", "canary")
+STEPS = ("fetch", "register", "try candidate", "date", "archive", "swap", "point", "switch", "project", "canary")
 POINTS = [f"{step}/effect" for step in STEPS] + ["complete/before"]
 
 
@@ -166,13 +166,62 @@ def test_a_version_whose_bytes_were_changed_is_not_gone_back_to(site: Site, seco
     assert {**site.picture(), "jobs": None} == {**before, "jobs": None}
 
 
-def test_a_rollback_that_serving_answers_wrongly_stays_and_says_so(site: Site, second_candidate: Saved) -> None:
+@pytest.mark.parametrize("step", [None, "canary", "undo swap", "undo point"])
+def test_a_rollback_that_serving_answers_wrongly_is_undone_under_a_higher_generation(
+    site: Site, second_candidate: Saved, step: str | None
+) -> None:
     twice_published(site, second_candidate)
     with wrong_serving(site.estate.serving.address, lambda name: name == "Churn") as address:
         site.configure(MODELS, serving=address)
+        if step:
+            died = site.run("rollback", "Churn", crash_at=f"rollback/{step}/effect", SERVING_TIMEOUT_S="0.3")
+            assert died.status == -signal.SIGKILL, died
         ended = site.run("--json", "rollback", "Churn", SERVING_TIMEOUT_S="0.3")
-    assert (ended.status, outcomes(ended.told)) == (1, [("rollback", "rolled-back-unacknowledged")])
-    agrees(site, "0.1.0", 3)
+    assert (ended.status, outcomes(ended.told)) == (1, [("rollback", "undone")])
+    assert "0.1.1 is back in production as generation 4" in ended.told["jobs"][0]["result"]["serving"]
+    agrees(site, "0.1.1", 4)
+    assert set(pointer_of(site).withdrawn) == {"0.1.0"}
+    assert [(one["generation"], one["load"]["version"]) for one in site.events()] == [
+        (2, "0.1.1"), (3, "0.1.0"), (4, "0.1.1"),
+    ]  # fmt: skip
+
+
+def test_a_version_that_service_b_no_longer_answers_alike_is_not_gone_back_to(
+    either_site: Site, second_candidate: Saved
+) -> None:
+    site = either_site
+    twice_published(site, second_candidate)
+    before = {**site.picture(), "jobs": None}
+    with wrong_serving(site.estate.serving.address, lambda name: ".candidate." in name) as address:
+        site.configure(MODELS, serving=address)
+        ended = site.run("--json", "rollback", "Churn")
+    assert (ended.status, outcomes(ended.told)) == (1, [("rollback", "rejected-by-canary")])
+    assert "canary row 1, expected" in ended.told["jobs"][0]["result"]["serving"]
+    assert {**site.picture(), "jobs": None} == before
+
+
+def test_a_machine_that_never_published_the_version_asks_service_b_all_the_same(
+    site: Site, second_candidate: Saved
+) -> None:
+    twice_published(site, second_candidate)
+    other = Site(site.estate, site.folder.parent / "other", site.url)
+    told = other.ok("rollback", "Churn")
+    assert told["jobs"][0]["result"]["serving"] == "Service B answered 24 canary rows with our numbers"
+    agrees(other, "0.1.0", 3)
+
+
+@pytest.mark.parametrize("end", ["0.1.0.json", "0.1.0.canary.json", "0.1.0.manifest.json"])
+def test_a_version_whose_baseline_canary_rows_or_manifest_were_changed_is_not_gone_back_to(
+    site: Site, second_candidate: Saved, end: str
+) -> None:
+    twice_published(site, second_candidate)
+    name = f"Model_Churn/Model_Churn_{end}"
+    foreign_blob(site, name, site.store.read(name)[0].replace(b"0", b"1", 1))
+    before = {**site.picture(), "jobs": None}
+    ended = site.run("--json", "rollback", "Churn")
+    assert ended.status == 1, ended
+    assert name in ended.told["jobs"][0]["error"]
+    assert {**site.picture(), "jobs": None} == before
 
 
 def test_the_history_tells_every_change_also_without_the_jobs_table(either_site: Site, second_candidate: Saved) -> None:

@@ -149,6 +149,31 @@ def test_deprecated_names_are_withdrawn_and_unknown_ones_stay_until_told(site: S
     assert site.estate.client.smembers("prod_models") == {b"Churn"}
 
 
+def test_a_sync_that_died_after_withdrawing_a_model_still_tells_that_it_did(site: Site, published: Saved) -> None:
+    site.restore(published)
+    incumbent(site, "Loan", b"bytes from before")
+    site.ok("sync-production")
+    site.estate.sql("UPDATE model_metadata SET status = 'deprecated' WHERE model_id = 'Loan'")
+    assert site.run("sync-production", crash_at="sync-production/remove/effect").status == -signal.SIGKILL
+    assert site.served("Loan") is None
+    assert synced(site.ok("jobs", "resume"))["removed"] == ["Loan"]
+    assert len(site.events("Loan")) == 2
+
+
+def test_a_model_that_is_back_in_production_when_a_sync_is_resumed_is_not_withdrawn(
+    site: Site, published: Saved
+) -> None:
+    site.restore(published)
+    incumbent(site, "Loan", b"bytes from before")
+    site.ok("sync-production")
+    before = site.served("Loan")
+    site.estate.sql("UPDATE model_metadata SET status = 'deprecated' WHERE model_id = 'Loan'")
+    assert site.run("sync-production", crash_at="sync-production/remove/before").status == -signal.SIGKILL
+    site.estate.sql("UPDATE model_metadata SET status = 'production' WHERE model_id = 'Loan'")
+    assert synced(site.ok("jobs", "resume"))["removed"] == []
+    assert site.served("Loan") == before
+
+
 @pytest.mark.parametrize("evidence", ["UPDATE model_metadata SET status = 'deprecated'", "DELETE FROM model_metadata"])
 def test_nothing_is_removed_when_nothing_would_be_left(site: Site, published: Saved, evidence: str) -> None:
     site.restore(published)

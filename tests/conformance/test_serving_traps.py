@@ -150,8 +150,10 @@ def test_trap_21_a_service_b_with_other_numbers_is_noticed_before_anything_is_sw
     )
     other = [CanaryRow(row.features, 1 - row.prediction) for row in floored.servable.canary]
     try:
-        assert not canary.try_candidate(world, "Loan", _candidate(floored, tmp_path, floored.servable.canary)).wrong
-        told = canary.try_candidate(world, "Loan", _candidate(floored, tmp_path, other))
+        right = _candidate(floored, tmp_path, floored.servable.canary)
+        assert not canary.try_candidate(world, "Loan", right.model, right.canary).wrong
+        wrong = _candidate(floored, tmp_path, other)
+        told = canary.try_candidate(world, "Loan", wrong.model, wrong.canary)
     finally:
         _close(world)
     assert told.wrong
@@ -170,7 +172,7 @@ def test_trap_21_a_model_that_service_b_cannot_open_is_noticed_too(wire: Wire, f
     # As of a scikit-learn that Service B does not have.
     foreign = _product(tmp_path / "foreign.pkl", b"csklearn._of_another_release\n_Column\n.")
     try:
-        told = canary.try_candidate(world, "Loan", msgspec.structs.replace(candidate, model=foreign))
+        told = canary.try_candidate(world, "Loan", foreign, candidate.canary)
     finally:
         _close(world)
     assert told.wrong

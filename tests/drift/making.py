@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from servicectl.drift.comparison import Column
-from servicectl.drift.windows import windows_query
+from servicectl.drift.windows_sql import windows_query
 
 START = datetime(2026, 1, 1)  # noqa: DTZ001 -- naive UTC, as the feature store holds it
 

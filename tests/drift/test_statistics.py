@@ -151,3 +151,12 @@ def test_categories_of_text_and_of_numbers_are_counted_side_by_side() -> None:
 
     assert (values, first.tolist(), second.tolist()) == (["a", "b", "c"], [1, 2, 0], [0, 1, 1])
     assert ours.category_counts(np.array([1.0]), np.array([0.0, 1.0]))[0] == [0.0, 1.0]
+
+
+def test_a_value_that_most_rows_have_is_a_bin_of_its_own_so_that_its_share_counts() -> None:
+    before = np.sort(np.concatenate([np.full(9500, -1.0), np.arange(500.0)]))
+    after = np.sort(np.concatenate([np.full(5000, -1.0), np.arange(5000.0) / 10]))
+    p, q = (ours.shares(ours.binned(one, ours.decile_edges(before))) for one in (before, after))
+
+    assert ours.psi(p, q) == pytest.approx((0.5 - 0.95) * np.log(0.5 / 0.95) + (0.5 - 0.05) * np.log(0.5 / 0.05))
+    assert len(ours.decile_edges(np.arange(1000.0))) == 9

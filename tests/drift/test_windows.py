@@ -6,7 +6,8 @@ import duckdb
 import numpy as np
 import pytest
 
-from servicectl.drift.windows import SampleFile, WindowFile
+from servicectl.drift.windows import SampleFile, WideWindowFile, WindowFile
+from servicectl.drift.windows_sql import Wide, counts_query, long_table, prediction_log, wide_table, windows_query
 from servicectl.errors import BadAnswer
 from tests.drift.making import window_file
 
@@ -80,3 +81,82 @@ def test_a_training_sample_is_read_by_column(tmp_path: Path) -> None:
     assert age.values[[0, 2]].tolist() == [1.0, 3.0]
     assert np.isnan(age.values[1])
     assert (city.values.tolist(), city.absent_text) == (["x", "y"], 1)
+
+
+EVENTS = """CREATE TABLE events AS SELECT 'e' || i AS who, TIMESTAMP '2026-01-01' + to_hours(i) AS "when", i AS "how much",
+    CASE WHEN i % 3 > 0 THEN 'kind ' || (i % 3) END AS kind, i % 2 = 0 AS "side", i % 4 AS code FROM range(1000) AS r(i);
+    INSERT INTO events SELECT 'old', TIMESTAMP '0001-01-01', 1, 'x', true, 9 FROM range(5000)"""
+WIDE = wide_table("events", None, "who", "when", texts=["code"])
+
+
+def wide_file(folder: Path, names: list[str], rows: Wide = WIDE) -> WideWindowFile:
+    path = folder / "windows.parquet"
+    with duckdb.connect() as connection:
+        connection.execute(EVENTS)
+        connection.execute(f"COPY ({windows_query(names, rows)}) TO '{path}' (FORMAT parquet)")
+    return WideWindowFile(path, names)
+
+
+def test_a_wide_table_is_cut_by_its_own_time_with_numbers_and_text(tmp_path: Path) -> None:
+    with wide_file(tmp_path, ["how much", "kind", "side", "code"]) as windows:
+        assert windows.rows() == 250
+        assert windows.column("how much", "reference").values.tolist() == ROWS[500:700].tolist()
+        current = windows.column("kind", "current")
+        assert current.values.tolist() == [f"kind {i % 3}" for i in range(950, 1000) if i % 3]
+        assert (current.absent_text, str(current.first), str(current.last)) == (
+            sum(i % 3 == 0 for i in range(950, 1000)),
+            "2026-02-09 14:00:00",
+            "2026-02-11 15:00:00",
+        )
+        assert windows.column("side", "current").values.tolist() == [1.0, 0.0] * 25
+        assert windows.column("code", "current").values.tolist() == [str(i % 4) for i in range(950, 1000)]
+        assert len(windows.numbers("kind", "current")) == 0
+
+
+def test_a_select_of_ones_own_is_cut_like_a_table(tmp_path: Path) -> None:
+    own = wide_table("unused", 'SELECT who, "when", "how much" * 2 AS doubled FROM events -- mine;', "who", "when")
+    with wide_file(tmp_path, ["doubled"], own) as windows:
+        assert windows.column("doubled", "current").values.tolist() == (ROWS[950:] * 2).tolist()
+
+
+def test_a_long_table_with_other_names_is_cut_alike(tmp_path: Path) -> None:
+    path, rows = tmp_path / "windows.parquet", long_table("measures", "who", "at")
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE measures AS SELECT 'e' || i AS who, 'age' AS feature_name, i::DOUBLE AS value,"
+            " TIMESTAMP '2026-01-01' + to_hours(i) AS at FROM range(1000) AS r(i)"
+        )
+        connection.execute(f"COPY ({windows_query(['age'], rows)}) TO '{path}' (FORMAT parquet)")
+        told = connection.execute(counts_query(["age", "gone"], rows)).fetchall()
+    with WindowFile(path) as windows:
+        assert windows.column("age", "current").values.tolist() == ROWS[950:].tolist()
+    assert told == [("age", 1000, 0, "2026-02-11 15:00:00")]
+
+
+def test_the_rows_of_a_wide_table_are_counted_once_for_all_its_features() -> None:
+    with duckdb.connect() as connection:
+        connection.execute(EVENTS)
+        told = connection.execute(counts_query(["kind", "side"], WIDE)).fetchall()
+    assert told == [(None, 6000, 5000, "2026-02-11 15:00:00")]
+
+
+def test_answers_are_those_of_the_version_and_an_error_is_no_answer(tmp_path: Path) -> None:
+    path = tmp_path / "windows.parquet"
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE model_logs (model_id TEXT, model_version TEXT, model_inputs TEXT, model_result TEXT,"
+            " model_error TEXT, event_datetime TIMESTAMP)"
+        )
+        connection.execute(
+            "INSERT INTO model_logs SELECT 'Churn', CASE WHEN i < 1000 THEN '0.1.0' ELSE '0.1.1' END, '{}',"
+            " CASE WHEN i % 5 = 0 THEN '-1.000000' ELSE printf('%f', i::DOUBLE) END,"
+            " CASE i % 5 WHEN 0 THEN 'no such feature' WHEN 1 THEN '' END, TIMESTAMP '2026-01-01' + to_hours(i)"
+            " FROM range(2000) AS r(i)"
+        )
+        query = windows_query(["Churn", "Spend"], prediction_log([("Churn", "0.1.1"), ("Spend", "0.1.0")]))
+        connection.execute(f"COPY ({query}) TO '{path}' (FORMAT parquet)")
+    with WindowFile(path) as windows:
+        current = windows.column("Churn", "current").values
+        assert np.isnan(current).tolist() == [i % 5 == 0 for i in range(1950, 2000)]
+        assert current[1:5].tolist() == [1951.0, 1952.0, 1953.0, 1954.0]
+        assert len(windows.column("Spend", "current").values) == 0

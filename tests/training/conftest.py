@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from servicectl.training.spec import Trained
@@ -48,3 +49,21 @@ def bikes(work: Path) -> Path:
     spec = bike_spec()
     columns = {name: name for name in (*spec.features, spec.label)}
     return long_snapshot(work / "bikes.parquet", f"'{DATA / 'bike_sharing_hourly.parquet'}'", columns, spec)
+
+
+@pytest.fixture(scope="session")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of column with gaps, text labels, and small row groups."""
+    path = tmp_path_factory.mktemp("mixed") / "mixed.parquet"
+    with duckdb.connect() as connection:
+        connection.execute(
+            "COPY (SELECT 'e' || (i % 7) AS entity_id, TIMESTAMP '2026-01-01' + to_seconds(i // 2) AS event_timestamp,"
+            " CASE WHEN i % 97 = 5 THEN NULL WHEN hash(i) % 3 = 0 THEN 'yes' ELSE 'no' END AS y,"
+            " CASE WHEN i % 11 = 0 THEN NULL WHEN i % 501 = 1 THEN 'inf'::DOUBLE ELSE exp((hash(i + 1) % 1000) / 100.0) - 30 END AS a,"
+            " CASE WHEN i % 5 = 0 THEN NULL ELSE 'w' || (hash(i + 2) % 4) END AS word,"
+            " CAST(hash(i + 3) % 50 AS INTEGER) AS b,"
+            " CASE WHEN i % 13 = 0 THEN NULL ELSE CAST(hash(i + 4) % 3 AS DOUBLE) END AS code,"
+            " CAST(hash(i + 5) % 4 AS VARCHAR) AS digits, NULL::DOUBLE AS never"
+            f" FROM range(30000) AS t(i) ORDER BY event_timestamp, i) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 2048)"
+        )
+    return path

@@ -10,6 +10,8 @@ from typing import Any
 import duckdb
 
 from servicectl.training import floor
+from servicectl.training.fit import train
+from servicectl.training.floor import TrainRequest
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import ProductFile, Source, Trained, TrainingSpec
 
@@ -27,6 +29,7 @@ BANK_COLUMNS = {
     "contact_cellular": "contact_type IS NOT DISTINCT FROM 'cellular'",
     "previous_success": "previous_outcome IS NOT DISTINCT FROM 'success'",
 }
+SGD = "sklearn.linear_model.SGDClassifier"
 FEATURES_TABLE = (
     "CREATE TABLE features_table (entity_id TEXT, feature_name TEXT, value DOUBLE, event_timestamp TIMESTAMP,"
     " created_at TIMESTAMP)"
@@ -54,6 +57,19 @@ def bike_spec(**changes: Any) -> TrainingSpec:
     return TrainingSpec(**given | changes)
 
 
+def mixed_spec(**changes: Any) -> TrainingSpec:
+    given = {
+        "model_id": "Mixed",
+        "label": "y",
+        "features": ("a", "word", "b", "code", "digits", "never"),
+        "categorical": ("word", "code", "digits"),
+        "estimator": SGD,
+        "training": "streaming",
+        "passes": 3,
+    }
+    return TrainingSpec(**given | changes)
+
+
 def long_snapshot(path: Path, rows: str, columns: dict[str, str], spec: TrainingSpec) -> Path:
     """Put (entity_id, event_timestamp, columns) of a relation into a long table, then take a snapshot of it."""
     with duckdb.connect() as connection:
@@ -67,11 +83,11 @@ def long_snapshot(path: Path, rows: str, columns: dict[str, str], spec: Training
     return path
 
 
-def wide_snapshot(path: Path, query: str, spec: TrainingSpec) -> Path:
+def wide_snapshot(path: Path, query: str, spec: TrainingSpec, options: str = "") -> Path:
     """Take a snapshot through the user's own SELECT."""
     with duckdb.connect() as connection:
         source = Source(kind="sql", query=query)
-        connection.execute(f"COPY ({snapshot_query(spec, source)}) TO '{path}' (FORMAT parquet)")
+        connection.execute(f"COPY ({snapshot_query(spec, source)}) TO '{path}' (FORMAT parquet{options})")
     return path
 
 
@@ -92,3 +108,10 @@ def bank(path: Path, where: str) -> Path:
 def trained(folder: Path, snapshot: Path, spec: TrainingSpec) -> Trained:
     folder.mkdir()
     return floor.train(spec, snapshot, folder)
+
+
+def in_blocks(snapshot: Path, spec: TrainingSpec, folder: Path, checkpoints: Path | None = None) -> Trained:
+    """In this process; the child's own process is there to be killed."""
+    folder.mkdir(exist_ok=True)
+    kept = str(checkpoints) if checkpoints else None
+    return train(TrainRequest(spec=spec, snapshot=str(snapshot), folder=str(folder), checkpoints=kept))

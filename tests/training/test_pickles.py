@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -113,9 +114,43 @@ def test_a_hostile_pickle_among_honest_things_is_refused_and_never_runs(tmp_path
     assert not trace.exists()
 
 
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_large_model_is_read_from_its_file_without_its_numbers(tmp_path: Path, protocol: int) -> None:
+    honest = model(LogisticRegression())
+    honest.weights, honest.text = np.ones(4 << 20), "x" * (8 << 20)
+    honest.note = Runs(open, str(tmp_path / "opened"), "w")
+    content = pickle.dumps(honest, protocol=protocol)
+    (tmp_path / "model.pkl").write_bytes(content)
+    assert len(content) > 40 << 20
+    with (tmp_path / "model.pkl").open("rb") as file:
+        tracemalloc.start()
+        found = refused(file)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found == refused(content) == ["io.open"]
+    assert peak < 1 << 20
+    assert not (tmp_path / "opened").exists()
+
+
+def test_a_large_model_that_breaks_off_is_refused() -> None:
+    content = pickle.dumps(np.ones(1 << 20), protocol=4)
+    assert refused(content) == []
+    assert refused(content[: len(content) // 2])
+
+
 def test_the_configuration_can_allow_more_by_package_module_or_member() -> None:
     assert is_allowed("xgboost.sklearn", "XGBClassifier", ["xgboost"])
     assert is_allowed("xgboost.sklearn", "XGBClassifier", ["xgboost.sklearn.XGBClassifier"])
     assert not is_allowed("xgboost.core", "Booster", ["xgboost.sklearn"])
     assert not is_allowed("xgboosted", "Model", ["xgboost"])
     assert not is_allowed("xgboost", "os.system", ["xgboost"])
+
+
+def test_a_library_whose_members_are_known_may_name_these_and_no_others() -> None:
+    assert is_allowed("xgboost.core", "Booster", ["xgboost"])
+    assert is_allowed("xgboost.sklearn", "XGBRegressor", ["lightgbm", "xgboost"])
+    assert not is_allowed("xgboost.core", "Booster")
+    for module, member in (("xgboost.core", "_load_lib"), ("xgboost.testing", "run_server"), ("xgboost", "collective")):
+        assert not is_allowed(module, member, ["xgboost"])
+    assert is_allowed("xgboost.callback", "EarlyStopping", ["xgboost", "xgboost.callback"])
+    assert is_allowed("lightgbm.basic", "anything", ["lightgbm"])

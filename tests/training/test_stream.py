@@ -13,50 +13,16 @@ import pytest
 
 from servicectl.errors import BadData, ConfigError, TryAgain
 from servicectl.training import floor
-from servicectl.training.fit import train
-from servicectl.training.floor import TrainRequest
 from servicectl.training.frame import read, split
 from servicectl.training.judge import judge
 from servicectl.training.parquet import SnapshotFile
 from servicectl.training.preprocess import preprocessing
 from servicectl.training.servable import _canary_rows
-from servicectl.training.spec import GateSpec, ProductFile, Trained, TrainingSpec, Verdict
+from servicectl.training.spec import GateSpec, ProductFile, TrainingSpec, Verdict
 from servicectl.training.survey import Survey
-from tests.training.making import bank_spec, bike_spec, storm_spec
+from tests.training.making import SGD, bank_spec, bike_spec, in_blocks, mixed_spec, storm_spec
 
-SGD = "sklearn.linear_model.SGDClassifier"
 KILL_POINTS = ("training/survey/saved", "training/fit/2", "training/fit/before", "training/model/before")
-
-
-def mixed_spec(**changes: Any) -> TrainingSpec:
-    given = {
-        "model_id": "Mixed",
-        "label": "y",
-        "features": ("a", "word", "b", "code", "digits", "never"),
-        "categorical": ("word", "code", "digits"),
-        "estimator": SGD,
-        "training": "streaming",
-        "passes": 3,
-    }
-    return TrainingSpec(**given | changes)
-
-
-@pytest.fixture(scope="session")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every kind of column with gaps, text labels, and small row groups."""
-    path = tmp_path_factory.mktemp("mixed") / "mixed.parquet"
-    with duckdb.connect() as connection:
-        connection.execute(
-            "COPY (SELECT 'e' || (i % 7) AS entity_id, TIMESTAMP '2026-01-01' + to_seconds(i // 2) AS event_timestamp,"
-            " CASE WHEN i % 97 = 5 THEN NULL WHEN hash(i) % 3 = 0 THEN 'yes' ELSE 'no' END AS y,"
-            " CASE WHEN i % 11 = 0 THEN NULL WHEN i % 501 = 1 THEN 'inf'::DOUBLE ELSE exp((hash(i + 1) % 1000) / 100.0) - 30 END AS a,"
-            " CASE WHEN i % 5 = 0 THEN NULL ELSE 'w' || (hash(i + 2) % 4) END AS word,"
-            " CAST(hash(i + 3) % 50 AS INTEGER) AS b,"
-            " CASE WHEN i % 13 = 0 THEN NULL ELSE CAST(hash(i + 4) % 3 AS DOUBLE) END AS code,"
-            " CAST(hash(i + 5) % 4 AS VARCHAR) AS digits, NULL::DOUBLE AS never"
-            f" FROM range(30000) AS t(i) ORDER BY event_timestamp, i) TO '{path}' (FORMAT parquet, ROW_GROUP_SIZE 2048)"
-        )
-    return path
 
 
 def surveyed(path: Path, spec: TrainingSpec) -> tuple[SnapshotFile, Any, Survey]:
@@ -69,13 +35,6 @@ def surveyed(path: Path, spec: TrainingSpec) -> tuple[SnapshotFile, Any, Survey]
     for piece in outline.training:
         survey.second(file.table(piece, survey.columns(spec, 1)), spec)
     return file, outline, survey
-
-
-def in_blocks(snapshot: Path, spec: TrainingSpec, folder: Path, checkpoints: Path | None = None) -> Trained:
-    """In this process; the child's own process is there to be killed."""
-    folder.mkdir(exist_ok=True)
-    kept = str(checkpoints) if checkpoints else None
-    return train(TrainRequest(spec=spec, snapshot=str(snapshot), folder=str(folder), checkpoints=kept))
 
 
 def judged(spec: TrainingSpec, snapshot: Path, challenger: ProductFile, champion: ProductFile | None = None) -> Verdict:

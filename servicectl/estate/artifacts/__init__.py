@@ -35,7 +35,7 @@ def open_store(url: str, connection_string: str | None) -> ArtifactStore:
                 "the part after azure:// cannot be a container's name (3 to 63 of a-z, 0-9 and single dashes)",
                 cure="write azure://container; keys and addresses go into the connection string",
             )
-        from servicectl.estate.artifacts.azure import from_connection_string, from_default_credential
+        from servicectl.estate.artifacts.azure_connect import from_connection_string, from_default_credential
 
         if connection_string:
             return from_connection_string(connection_string, container)

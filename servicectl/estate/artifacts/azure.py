@@ -7,109 +7,49 @@ commit twice when its answer is lost, and the second then fails its condition: r
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
 from azure.core import MatchConditions
 from azure.core.exceptions import HttpResponseError
-from azure.storage.blob import BlobBlock, BlobServiceClient, generate_blob_sas
+from azure.storage.blob import BlobServiceClient, generate_blob_sas
 
 from servicectl import crash
 from servicectl.clock import SYSTEM
-from servicectl.errors import BadAnswer, Busy, ConfigError, IntegrityError
+from servicectl.errors import BadAnswer, Busy, IntegrityError
+from servicectl.estate.artifacts.azure_blocks import PARALLEL, Staged, staged
 from servicectl.estate.artifacts.azure_errors import code, explained, is_absence, is_condition
 from servicectl.estate.artifacts.names import checked_name, checked_prefix, is_name
 from servicectl.estate.artifacts.protocol import (
-    CHUNK,
     READ_LIMIT,
-    ArtifactStoreError,
     Blob,
     NoSuchBlob,
     PreconditionFailed,
     arriving,
     checked_metadata,
     chunks_of,
+    expected_or_refused,
     same_or_refused,
     sha256_of_chunks,
     swapped_or_refused,
 )
 from servicectl.files import sha256_of
 
-_PARALLEL = 4  # blocks under way at once, each of CHUNK bytes
 _ATTEMPTS = 3  # of what another writer's commit can spoil
 _SERVER_COPY_LIMIT = 256 << 20  # bytes; Copy Blob From URL takes no larger source
 _SERVER_COPY_READ_TIMEOUT_S = 120.0
 _SAS_LIFETIME = timedelta(minutes=30)
-_BLOCK_ID_LENGTH = 32
-_SHORTEST_BLOCK_ID = 8  # random characters; fewer would not keep two publishers' blocks apart
 _PROBE = ".servicectl/probe"  # hidden: list() never shows it; it is never written
 _NEVER_AN_ETAG = "servicectl-probe"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_CLIENT_OPTIONS = {
-    # An unreachable account fails in seconds (three attempts to connect), a silent one in half a minute (two answers).
-    "connection_timeout": 4,
-    "read_timeout": 15,
-    "retry_total": 2,
-    "retry_read": 1,
-    "initial_backoff": 0.3,
-    "increment_base": 1,
-    "random_jitter_range": 0.2,
-    "max_single_get_size": CHUNK,
-    "max_chunk_get_size": CHUNK,
-}
 Content = TypeVar("Content")
-
-
-def from_connection_string(connection_string: str, container: str) -> AzureStore:
-    """A store by account key or shared access signature. Raises ConfigError for a malformed connection string."""
-    malformed = ConfigError(
-        "the Azure connection string is malformed",
-        cure="copy it whole from the storage account into $AZURE_STORAGE_CONNECTION_STRING",
-    )
-    if "AccountKey=" not in connection_string and "SharedAccessSignature=" not in connection_string:
-        raise malformed  # the SDK would go on without credentials
-    try:
-        service = BlobServiceClient.from_connection_string(connection_string.strip(), **_CLIENT_OPTIONS)
-    except (ValueError, KeyError):
-        raise malformed from None
-    return AzureStore(service, container)
-
-
-def from_default_credential(account_url: str | None, container: str) -> AzureStore:
-    """A store by Azure's default credential chain. Raises ConfigError without an account or azure-identity."""
-    advice = "set $AZURE_STORAGE_CONNECTION_STRING, or [artifacts] connection_string_file"
-    if not account_url:
-        raise ConfigError(
-            f"no credentials for the Azure container {container}",
-            cure=f"{advice}, or $AZURE_STORAGE_ACCOUNT_URL for Azure's default credential chain",
-        )
-    try:
-        from azure.identity import DefaultAzureCredential
-    except ImportError:
-        raise ConfigError(
-            f"the Azure container {container} needs the package azure-identity for Azure's default credential chain",
-            cure=f"pip install 'servicectl[azure-identity]'; or {advice}",
-        ) from None
-    credential = DefaultAzureCredential()
-    return AzureStore(BlobServiceClient(account_url, credential=credential, **_CLIENT_OPTIONS), container, credential)
-
-
-@dataclass(frozen=True)
-class _Staged:
-    blocks: list[BlobBlock]
-    sha256: str
-    size: int
 
 
 class _Spoilt(Exception):
@@ -170,25 +110,37 @@ class AzureStore:
             def once() -> tuple[Path, Blob]:
                 file.seek(0)
                 file.truncate()
-                stream = client.download_blob(max_concurrency=_PARALLEL)
+                stream = client.download_blob(max_concurrency=PARALLEL)
                 size = stream.readinto(file)
                 file.flush()
                 return Path(file.name), replace(_blob(name, stream.properties), size=size)
 
             return self._consistent(name, once, sha256_of)[1]
 
-    def create(self, name: str, source: Path | bytes, metadata: Mapping[str, str]) -> Blob:
+    def create(
+        self, name: str, source: Path | bytes, metadata: Mapping[str, str], *, sha256: str | None = None
+    ) -> Blob:
         metadata = checked_metadata(metadata)
         if existing := self.stat(name):
-            return same_or_refused(existing, self._sha256_of(existing), sha256_of_chunks(chunks_of(source)))
-        return self._add(name, lambda: chunks_of(source), metadata)
+            ours = expected_or_refused(name, sha256_of_chunks(chunks_of(source)), sha256)
+            return same_or_refused(existing, self._sha256_of(existing), ours)
+        return self._add(name, lambda: chunks_of(source), metadata, sha256)
 
-    def replace(self, name: str, source: Path | bytes, metadata: Mapping[str, str], if_match: str | None) -> Blob:
+    def replace(
+        self,
+        name: str,
+        source: Path | bytes,
+        metadata: Mapping[str, str],
+        if_match: str | None,
+        *,
+        sha256: str | None = None,
+    ) -> Blob:
         metadata = checked_metadata(metadata)
         if _etag_of(existing := self.stat(name)) != if_match:
-            return swapped_or_refused(name, existing, sha256_of_chunks(chunks_of(source)), metadata)
-        blob, our_sha256 = self._put(name, lambda: chunks_of(source), metadata, if_match)
-        return blob or swapped_or_refused(name, self.stat(name), our_sha256, metadata)
+            ours = expected_or_refused(name, sha256_of_chunks(chunks_of(source)), sha256)
+            return swapped_or_refused(name, existing, ours, metadata)
+        blob, ours = self._put(name, lambda: chunks_of(source), metadata, if_match, sha256)
+        return blob or swapped_or_refused(name, self.stat(name), ours, metadata)
 
     def copy(self, source: str, to: str, if_source_match: str) -> Blob:
         original = self.stat(source)
@@ -200,7 +152,7 @@ class AzureStore:
             return same_or_refused(existing, self._sha256_of(existing), self._sha256_of(original))
         if original.size <= _SERVER_COPY_LIMIT and (copied := self._copied_by_the_server(original, to)):
             return copied
-        return self._add(to, lambda: self._content_of(original), dict(original.metadata))
+        return self._add(to, lambda: self._content_of(original), dict(original.metadata), original.sha256)
 
     def delete(self, name: str, if_match: str) -> None:
         client = self._client(name)
@@ -267,8 +219,10 @@ class AzureStore:
 
     # Writing
 
-    def _add(self, name: str, chunks: Callable[[], Iterable[bytes]], metadata: dict[str, str]) -> Blob:
-        blob, our_sha256 = self._put(name, chunks, metadata, None)
+    def _add(
+        self, name: str, chunks: Callable[[], Iterable[bytes]], metadata: dict[str, str], expected: str | None
+    ) -> Blob:
+        blob, our_sha256 = self._put(name, chunks, metadata, None, expected)
         if blob:
             return blob
         existing = self.stat(name)
@@ -277,27 +231,33 @@ class AzureStore:
         return same_or_refused(existing, self._sha256_of(existing), our_sha256)
 
     def _put(
-        self, name: str, chunks: Callable[[], Iterable[bytes]], metadata: dict[str, str], if_match: str | None
+        self,
+        name: str,
+        chunks: Callable[[], Iterable[bytes]],
+        metadata: dict[str, str],
+        if_match: str | None,
+        expected: str | None,
     ) -> tuple[Blob | None, str]:
         """Upload, then commit under the condition: the new blob, None if the condition failed; and our digest."""
         client = self._client(name)
         for _ in range(_ATTEMPTS):
             with self._explained(name):
-                staged = self._staged(client, name, chunks)
+                sent = staged(client, name, chunks)
+                expected_or_refused(name, sent.sha256, expected)
                 try:
-                    return self._committed(client, name, staged, metadata, if_match), staged.sha256
+                    return self._committed(client, name, sent, metadata, if_match), sent.sha256
                 except _Spoilt:
                     if _etag_of(self.stat(name)) != if_match:
-                        return None, staged.sha256
+                        return None, sent.sha256
         raise Busy(f"other writers of {name} keep dropping our blocks", cure="let one of them finish, then run again")
 
     def _committed(
-        self, client: Any, name: str, staged: _Staged, metadata: dict[str, str], if_match: str | None
+        self, client: Any, name: str, sent: Staged, metadata: dict[str, str], if_match: str | None
     ) -> Blob | None:
-        recorded = metadata | {"sha256": staged.sha256}
+        recorded = metadata | {"sha256": sent.sha256}
         crash.point("artifacts/azure/before-commit")
         try:
-            answer = client.commit_block_list(staged.blocks, metadata=recorded, **_condition(if_match))
+            answer = client.commit_block_list(sent.blocks, metadata=recorded, **_condition(if_match))
         except HttpResponseError as error:
             if is_condition(error) or code(error) == "BlobAlreadyExists":
                 return None
@@ -305,27 +265,7 @@ class AzureStore:
                 raise _Spoilt from None
             raise
         crash.point("artifacts/azure/after-commit")
-        return Blob(name, _bare(answer["etag"]), staged.size, staged.sha256, metadata, answer["last_modified"])
-
-    def _staged(self, client: Any, name: str, chunks: Callable[[], Iterable[bytes]]) -> _Staged:
-        """Blocks of all chunks under random ids: two publishers' ids must never meet, or one commits the other's bytes.
-
-        All uncommitted block ids of a blob must have one length. Where another program died and left blocks with ids
-        of another length, theirs is taken over; otherwise the name would be blocked until they expire after a week.
-        """
-        lengths = [_BLOCK_ID_LENGTH]
-        for length in lengths:
-            try:
-                return _stage(client, chunks(), length)
-            except HttpResponseError as error:
-                if code(error) != "InvalidBlobOrBlock":
-                    raise
-                if len(lengths) == 1:
-                    lengths += sorted({n for block in client.get_block_list("uncommitted")[1] for n in _lengths(block)})
-        raise ArtifactStoreError(
-            f"another program left unfinished blocks under {name} that ours cannot join",
-            cure="they expire after a week; or finish that program's upload, or upload the present content again",
-        )
+        return Blob(name, _bare(answer["etag"]), sent.size, sent.sha256, metadata, answer["last_modified"])
 
     def _copied_by_the_server(self, original: Blob, to: str) -> Blob | None:
         """The copy; None if this account cannot copy from one of its own addresses (signature, firewall)."""
@@ -373,36 +313,6 @@ class AzureStore:
 
     def _explained(self, what: str) -> AbstractContextManager[None]:
         return explained(what, str(self._container.url))
-
-
-def _stage(client: Any, chunks: Iterable[bytes], id_length: int) -> _Staged:
-    digest, size, blocks = hashlib.sha256(), 0, []
-    under_way: set[Future[Any]] = set()
-    with ThreadPoolExecutor(_PARALLEL) as pool:
-        for chunk in chunks:
-            digest.update(chunk)
-            size += len(chunk)
-            if len(under_way) == _PARALLEL:
-                _done(ended := wait(under_way, return_when=FIRST_COMPLETED).done)
-                under_way -= ended
-            blocks.append(BlobBlock(secrets.token_hex(_BLOCK_ID_LENGTH)[:id_length]))
-            under_way.add(pool.submit(client.stage_block, blocks[-1].id, chunk, length=len(chunk)))
-            crash.point("artifacts/azure/mid-upload")
-        _done(under_way)
-    return _Staged(blocks, digest.hexdigest(), size)
-
-
-def _done(ended: Iterable[Future[Any]]) -> None:
-    for future in ended:
-        future.result()
-
-
-def _lengths(block: BlobBlock) -> Iterator[int]:
-    """The possible lengths of a foreign block's id: the SDK returns ids that are no text still in base64."""
-    possible = [len(block.id.encode())]
-    with suppress(binascii.Error):
-        possible.append(len(base64.b64decode(block.id, validate=True)))
-    yield from (length for length in possible if _SHORTEST_BLOCK_ID <= length <= 2 * _BLOCK_ID_LENGTH)
 
 
 def _refused(call: Callable[[], object]) -> None:

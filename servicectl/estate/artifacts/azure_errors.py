@@ -7,9 +7,10 @@ and strings to sign.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from azure.core.exceptions import (
@@ -77,7 +78,9 @@ def _explanation(what: str, at: SplitResult, error: AzureError) -> ServicectlErr
     if code(error) in _BUSY_CODES:
         return Busy(f"another writer holds {what} in the artifact store ({told})", cure="run again later")
     if error.status_code in _LATER_STATUS or code(error) in _LATER_CODES:
-        return unavailable(f"{host} answered {told} at {what}", cure="running again carries on")
+        wait_s = asked_to_wait_s(getattr(error, "response", None))
+        asks = f" and asks us to come back after {wait_s:.0f} s" if wait_s else ""
+        return unavailable(f"{host} answered {told} at {what}{asks}", cure="running again carries on")
     return ArtifactStoreError(f"the artifact store at {host} refused {what}: {told}")
 
 
@@ -100,6 +103,16 @@ def _refusal(what: str, at: SplitResult, told: str, error: AzureError) -> Config
         cure="check the connection string's key or signature, its permissions (read, add, create, write, delete, list), "
         "the account's firewall, and this machine's clock",
     )
+
+
+def asked_to_wait_s(response: Any) -> float:
+    """The seconds that an answer's Retry-After asks for (RFC 9110: a number, or a moment); 0 if it asks for none."""
+    told = str((getattr(response, "headers", None) or {}).get("Retry-After") or "")
+    if told.isdecimal():
+        return float(told)
+    with suppress(TypeError, ValueError):
+        return max(0.0, (parsedate_to_datetime(told) - SYSTEM.now()).total_seconds())
+    return 0.0
 
 
 def _skew_s(error: AzureError) -> float:

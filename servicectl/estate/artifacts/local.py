@@ -6,11 +6,6 @@ or the new one at every instant, also after SIGKILL or power loss. A killed writ
 
 The etag is made of the modification time, which every write sets later than the blob's before, the inode and the size.
 Content digests were rejected as etags: a publish of B and a rollback to A would hide from a writer that had seen A.
-
-Digest and metadata of a blob stand in `.servicectl/records/<folder>/.<name>/<modification time>.json`, durable before
-the blob takes its name and found by the blob's own modification time; so they change in the same instant as the blob.
-A blob without a record (put there by others, or touched since) has its digest computed and no metadata. Extended
-attributes were rejected: tmpfs had none before Linux 6.6, and many backups drop them.
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +25,7 @@ from typing import BinaryIO
 from servicectl import crash
 from servicectl.clock import SYSTEM, Clock
 from servicectl.errors import BadAnswer, ConfigError, IntegrityError, ServicectlError
+from servicectl.estate.artifacts.local_records import Records
 from servicectl.estate.artifacts.names import checked_name, checked_prefix, is_name
 from servicectl.estate.artifacts.protocol import (
     CHUNK,
@@ -42,6 +37,7 @@ from servicectl.estate.artifacts.protocol import (
     arriving,
     checked_metadata,
     chunks_of,
+    expected_or_refused,
     same_or_refused,
     sha256_of_chunks,
     swapped_or_refused,
@@ -72,6 +68,7 @@ class LocalStore:
     def __init__(self, root: Path, clock: Clock = SYSTEM) -> None:
         self._root = root
         self._clock = clock
+        self._records = Records(root / _HIDDEN / "records")
 
     def check(self) -> None:
         """As the protocol says; done in a hidden folder that is removed again, beside the root if that is new."""
@@ -123,23 +120,36 @@ class LocalStore:
                     size += target.write(chunk)
             return replace(blob, size=size, sha256=digest.hexdigest())
 
-    def create(self, name: str, source: Path | bytes, metadata: Mapping[str, str]) -> Blob:
+    def create(
+        self, name: str, source: Path | bytes, metadata: Mapping[str, str], *, sha256: str | None = None
+    ) -> Blob:
         checked_name(name)
         metadata = checked_metadata(metadata)
         with self._explained(name):
             if existing := self.stat(name):
-                return self._same_or_refused(existing, sha256_of_chunks(chunks_of(source)))
+                ours = expected_or_refused(name, sha256_of_chunks(chunks_of(source)), sha256)
+                return self._same_or_refused(existing, ours)
             with self._staged(name, chunks_of(source)) as staged:
+                expected_or_refused(name, staged.sha256, sha256)
                 return self._add(name, staged, metadata)
 
-    def replace(self, name: str, source: Path | bytes, metadata: Mapping[str, str], if_match: str | None) -> Blob:
+    def replace(
+        self,
+        name: str,
+        source: Path | bytes,
+        metadata: Mapping[str, str],
+        if_match: str | None,
+        *,
+        sha256: str | None = None,
+    ) -> Blob:
         checked_name(name)
         metadata = checked_metadata(metadata)
         with self._explained(name):
             if not _matches(existing := self.stat(name), if_match):
-                our_sha256 = sha256_of_chunks(chunks_of(source))
-                return self._swapped_or_refused(name, existing, our_sha256, metadata)
+                ours = expected_or_refused(name, sha256_of_chunks(chunks_of(source)), sha256)
+                return self._swapped_or_refused(name, existing, ours, metadata)
             with self._staged(name, chunks_of(source)) as staged, self._locked(name):
+                expected_or_refused(name, staged.sha256, sha256)
                 if not _matches(existing := self.stat(name), if_match):
                     return self._swapped_or_refused(name, existing, staged.sha256, metadata)
                 recorded = self._record(name, staged, metadata)
@@ -176,7 +186,7 @@ class LocalStore:
                     raise PreconditionFailed(name, existing)
                 self._path(name).unlink(missing_ok=True)
                 fsync_folder(self._path(name).parent)
-                self._forget_records(name, keep=None)
+                self._records.forget(name, keep=None)
 
     def sweep(self, prefix: str, before: datetime, *, dry_run: bool) -> tuple[str, ...]:
         folder = self._root / checked_prefix(prefix)
@@ -205,7 +215,7 @@ class LocalStore:
                 return
             with file:
                 status = os.fstat(file.fileno())
-                recorded = self._recorded(name, status)
+                recorded = self._records.of(name, status)
                 if recorded is None and not _is_still(path, status):
                     continue  # renamed over meanwhile, which forgets the record of the version opened here
                 sha256, metadata = recorded or (sha256_of_chunks(_read_chunks(file)), {})
@@ -213,15 +223,6 @@ class LocalStore:
                 yield file, _blob(name, status, sha256, metadata)
                 return
         raise unavailable(f"{name} changes faster than it can be read")
-
-    def _recorded(self, name: str, status: os.stat_result) -> tuple[str, dict[str, str]] | None:
-        try:
-            record = json.loads((self._records(name) / f"{status.st_mtime_ns}.json").read_bytes())
-            if record["size"] == status.st_size:
-                return str(record["sha256"]), dict(record["metadata"])
-        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
-            pass  # none, or not one of ours: the digest is computed instead
-        return None
 
     def _chunks(self, file: BinaryIO, name: str) -> Iterator[bytes]:
         with self._explained(name):
@@ -277,14 +278,13 @@ class LocalStore:
         else:
             raise ConfigError(f"{self._root} is on a file system that keeps no usable modification times")
         fsync_file(staged.path)
-        self._make_folder(self._records(name))
-        record = {"sha256": staged.sha256, "size": staged.size, "metadata": metadata}
-        write_atomically(self._records(name) / f"{status.st_mtime_ns}.json", json.dumps(record).encode())
+        self._make_folder(self._records.folder(name))
+        self._records.write(name, status, staged.sha256, metadata)
         return status
 
     def _settled(self, name: str, staged: _Staged, metadata: dict[str, str], status: os.stat_result) -> Blob:
         fsync_folder(self._path(name).parent)
-        self._forget_records(name, keep=f"{status.st_mtime_ns}.json")
+        self._records.forget(name, keep=status)
         return _blob(name, status, staged.sha256, metadata)
 
     def _same_or_refused(self, existing: Blob, our_sha256: str) -> Blob:
@@ -298,13 +298,6 @@ class LocalStore:
         done = swapped_or_refused(name, existing, our_sha256, metadata)
         fsync_folder(self._path(name).parent)
         return done
-
-    def _forget_records(self, name: str, keep: str | None) -> None:
-        """Remove the records of earlier versions and of writers that died. Call with the lock held."""
-        with suppress(FileNotFoundError):
-            for record in list(os.scandir(self._records(name))):
-                if record.name != keep:
-                    Path(record.path).unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
@@ -331,10 +324,6 @@ class LocalStore:
 
     def _path(self, name: str) -> Path:
         return self._root / checked_name(name)
-
-    def _records(self, name: str) -> Path:
-        folder, _, base = name.rpartition("/")
-        return self._root / _HIDDEN / "records" / folder / f".{base}"  # hidden: no folder of blobs has such a name
 
     def _root_exists(self) -> bool:
         """Whether the root is there yet. Raises ConfigError where it cannot come to be."""

@@ -14,7 +14,7 @@ from servicectl.estate.artifacts.protocol import ArtifactStoreError
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _EXTENSION = re.compile(r"[A-Za-z0-9]{1,16}")
-_VERSIONED = re.compile(r"_(\d+\.\d+\.\d+)(?:-[0-9a-f]{12})?(?:\.manifest)?\.[A-Za-z0-9]+$")
+_VERSIONED = re.compile(r"_(\d+\.\d+\.\d+)(?:-[0-9a-f]{12})?(?:\.(?:manifest|canary))?\.[A-Za-z0-9]+$")
 _HISTORY = re.compile(r"_\d{6,}(?:-[0-9a-f]{12})?\.history\.json$")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\\]")
 _LONGEST_SEGMENT = 200  # bytes; leaves room within a file system's 255 for the suffix of a temporary name
@@ -81,6 +81,11 @@ def manifest(location: str, model_id: str, version: str) -> str:
     return f"{_versioned_stem(location, model_id, version)}.manifest.json"
 
 
+def canary(location: str, model_id: str, version: str) -> str:
+    """The requests, with their answers, that Service B must answer alike when this version is in production."""
+    return f"{_versioned_stem(location, model_id, version)}.canary.json"
+
+
 def history(location: str, model_id: str, generation: int) -> str:
     """Where the pointer of a generation is kept once another one has taken its place."""
     return f"{checked_location(location)}Model_{_model_id(model_id)}_{generation:06d}.history.json"
@@ -96,7 +101,7 @@ def is_production(name: str) -> bool:
 
 
 def version_of(name: str) -> str | None:
-    """`x.y.z` of a versioned, archived or manifest blob; None for every other name."""
+    """`x.y.z` of a versioned, archived, manifest or canary blob; None for every other name."""
     found = _VERSIONED.search(name)
     return found.group(1) if found else None
 

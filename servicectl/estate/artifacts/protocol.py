@@ -11,7 +11,7 @@ Errors beyond those of servicectl.errors:
     ├── AlreadyThere                   create or copy met other content under that name; `existing` is that blob
     └── PreconditionFailed             the blob is not the one the caller had seen; `existing` is what is there now
 
-PartyUnavailable (exit 75) means that the same call may work later; ConfigError (78) that an operator must act first.
+IntegrityError means that bytes are not the promised ones. PartyUnavailable (exit 75) means that the same call may work later; ConfigError (78) that an operator must act first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from servicectl import log
-from servicectl.errors import PartyUnavailable, ServicectlError
+from servicectl.errors import IntegrityError, PartyUnavailable, ServicectlError
 from servicectl.files import fsync_folder
 
 CHUNK = 4 << 20  # bytes; one block of an upload, one range of a download
@@ -105,14 +105,27 @@ class ArtifactStore(Protocol):
         It is not held against the recorded digest: the caller has the one that counts. Raises NoSuchBlob.
         """
 
-    def create(self, name: str, source: Path | bytes, metadata: Mapping[str, str]) -> Blob:
-        """Write a blob that must not exist. One of the same digest counts as done; of another: AlreadyThere."""
+    def create(
+        self, name: str, source: Path | bytes, metadata: Mapping[str, str], *, sha256: str | None = None
+    ) -> Blob:
+        """Write a blob that must not exist. One of the same digest counts as done; of another: AlreadyThere.
 
-    def replace(self, name: str, source: Path | bytes, metadata: Mapping[str, str], if_match: str | None) -> Blob:
+        With `sha256`, the very bytes that were read are held against it before they take the name: IntegrityError.
+        """
+
+    def replace(
+        self,
+        name: str,
+        source: Path | bytes,
+        metadata: Mapping[str, str],
+        if_match: str | None,
+        *,
+        sha256: str | None = None,
+    ) -> Blob:
         """Swap a blob in one step if its etag is still `if_match` (None: it must not exist).
 
         Where it is not, but what is there has our digest and our metadata `job` and `generation`, the swap had already
-        happened and counts as done. Otherwise PreconditionFailed.
+        happened and counts as done. Otherwise PreconditionFailed. `sha256` as in `create`.
         """
 
     def copy(self, source: str, to: str, if_source_match: str) -> Blob:
@@ -133,6 +146,16 @@ class ArtifactStore(Protocol):
 
 def unavailable(detail: str, *, cure: str = "") -> PartyUnavailable:
     return PartyUnavailable("the artifact store", detail, cure=cure)
+
+
+def expected_or_refused(name: str, found: str, expected: str | None) -> str:
+    """The digest of what is about to be written. Raises IntegrityError if another one was promised."""
+    if expected not in (None, found):
+        raise IntegrityError(
+            f"what was to become {name} has sha256 {found}, on record is {expected}",
+            cure="it was not written; fetch or train it again",
+        )
+    return found
 
 
 def same_or_refused(existing: Blob, existing_sha256: str | None, our_sha256: str) -> Blob:

@@ -6,13 +6,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from azure.storage.blob import BlobBlock, BlobClient, generate_container_sas
 
 from servicectl.errors import Busy, ConfigError, ExitStatus, PartyUnavailable, ServicectlError
 from servicectl.estate.artifacts import azure, open_store
+from servicectl.estate.artifacts.azure_errors import asked_to_wait_s
 from servicectl.estate.artifacts.protocol import CHUNK, AlreadyThere, ArtifactStore, ArtifactStoreError
 from tests.estate.artifacts.places import Container
 from tests.parts import free_port
@@ -213,3 +216,16 @@ def test_a_blob_whose_recorded_digest_is_wrong_is_told_by_a_download(
     downloaded = container.store.download(PRODUCTION, tmp_path / "to")
 
     assert downloaded.sha256 == "9372c470eeadd5ecd9c3c74c2b3cb633f8e2f2fad799250a0f70d652b6b825e4"
+
+
+@pytest.mark.parametrize(
+    ("told", "at_least", "at_most"),
+    [("7", 7, 7), ("", 0, 0), (None, 0, 0), ("soon", 0, 0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0), ("+60", 50, 60)],
+)
+def test_the_pause_that_an_account_asks_for_is_read_as_a_number_or_as_a_moment(
+    told: str | None, at_least: float, at_most: float
+) -> None:
+    if told and told.startswith("+"):
+        told = format_datetime(datetime.now(UTC) + timedelta(seconds=int(told)), usegmt=True)
+
+    assert at_least <= asked_to_wait_s(SimpleNamespace(headers={"Retry-After": told} if told else {})) <= at_most

@@ -13,6 +13,7 @@ def test_names_are_the_estates() -> None:
     assert names.production(folder, "X", "pkl") == "Model_X/Model_X_Production.pkl"
     assert names.versioned(folder, "X", "0.1.12", "json") == "Model_X/Model_X_0.1.12.json"
     assert names.manifest(folder, "X", "0.1.12") == "Model_X/Model_X_0.1.12.manifest.json"
+    assert names.canary(folder, "X", "0.1.12") == "Model_X/Model_X_0.1.12.canary.json"
     assert names.archived(folder, "X", "0.1.12", "ab" * 32, "pkl") == "Model_X/Model_X_0.1.12-abababababab.pkl"
 
 
@@ -26,6 +27,7 @@ def test_names_are_the_estates() -> None:
         ("Model_Production/readme.txt", False, None),
         ("Model_X/Model_X_0.1.12.pkl", False, "0.1.12"),
         ("Model_X/Model_X_0.1.12.manifest.json", False, "0.1.12"),
+        ("Model_X/Model_X_0.1.12.canary.json", False, "0.1.12"),
         ("Model_X/Model_X_0.1.12-abababababab.pkl", False, "0.1.12"),
         ("Model_A_0.1.0/Model_A_0.1.0_Production.pkl", True, None),
         ("Model_A_0.1.0/Model_A_0.1.0_2.0.0.pkl", False, "2.0.0"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from servicectl.errors import BadAnswer
+from servicectl.errors import BadAnswer, IntegrityError
 from servicectl.estate.artifacts.protocol import (
     READ_LIMIT,
     AlreadyThere,
@@ -200,6 +200,24 @@ def test_creating_over_a_blob_of_another_program_compares_the_content_itself(pla
     assert place.store.create(PRODUCTION, b"incumbent", FIRST).size == 9
     with pytest.raises(AlreadyThere):
         place.store.create(PRODUCTION, b"otherwise", FIRST)
+
+
+def test_bytes_that_are_not_the_promised_ones_never_take_the_name(place: Place, tmp_path: Path) -> None:
+    source = tmp_path / "model.pkl"
+    source.write_bytes(b"changed since it was checked")
+    promised = sha256(b"model")
+
+    with pytest.raises(IntegrityError, match=promised):
+        place.store.create(PRODUCTION, source, FIRST, sha256=promised)
+    assert place.store.stat(PRODUCTION) is None
+
+    first = place.store.create(PRODUCTION, b"model", FIRST, sha256=promised)
+    for etag in (first.etag, "another"):
+        with pytest.raises(IntegrityError, match=promised):
+            place.store.replace(PRODUCTION, source, SECOND, etag, sha256=promised)
+    with pytest.raises(IntegrityError, match=promised):
+        place.store.create(PRODUCTION, source, SECOND, sha256=promised)
+    assert place.store.read(PRODUCTION) == (b"model", first)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,95 @@
+"""The WAL is brought into the store's file by a copy that takes its place, so that no kill can tear the live file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from servicectl import store_file
+from servicectl.clock import SYSTEM
+from servicectl.store import Store
+from tests.parts import ROOT
+
+_MANY = """
+import sys
+from pathlib import Path
+from servicectl.store import Store
+store = Store(Path(sys.argv[1]))
+for number in range(1000):
+    with store.transaction() as connection:
+        connection.execute("INSERT INTO requests VALUES ('made', ?, uuid())", [f"{number:04} {'x' * 500}"])
+    print(number, flush=True)
+"""
+
+
+def _insert(store: Store, name: str) -> None:
+    with store.transaction() as connection:
+        connection.execute("INSERT INTO requests VALUES ('made', ?, uuid())", [name])
+
+
+def _count(store: Store) -> int:
+    with store.reading() as connection:
+        assert connection is not None
+        return int(connection.execute("SELECT count(*) FROM requests").fetchone()[0])
+
+
+def _file(path: Path) -> tuple[int, str]:
+    return path.stat().st_ino, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_live_file_is_replaced_now_and_then_and_never_written_to(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _insert(store, "first")
+    seen = [_file(store.path)]
+    for number in range(150):
+        _insert(store, f"{number} {'x' * 500}")
+        if (found := _file(store.path)) != seen[-1]:
+            seen.append(found)
+
+    assert len({inode for inode, _ in seen}) == len(seen) > 1
+    wal = store_file.wal_of(store.path)
+    assert not wal.exists() or wal.stat().st_size < 64 * 1024
+    assert _count(store) == 151
+
+
+@pytest.mark.parametrize("point", ["made", "ready", "wal-gone"])
+def test_a_fold_killed_anywhere_loses_no_commit(tmp_path: Path, point: str) -> None:
+    killed = subprocess.run(
+        [sys.executable, "-c", _MANY, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "SERVICECTL_CRASH_AT": f"store/fold/{point}"},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    # The transaction that was folded is committed, though its program did not live to say so.
+    told = len(killed.stdout.splitlines()) + 1
+
+    store = Store(tmp_path)
+    assert _count(store) == told
+    _insert(store, "after")
+    assert _count(store) == told + 1
+    assert not store_file.folded(store.path).exists()
+    assert not store.path.with_suffix(".new").exists()
+
+
+def test_a_store_that_cannot_be_folded_goes_on_in_its_wal(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _insert(store, "first")
+    in_the_way = store.path.with_suffix(".new")
+    in_the_way.mkdir()
+    for number in range(100):
+        _insert(store, f"{number} {'x' * 500}")
+    assert store_file.wal_of(store.path).stat().st_size > 32 * 1024
+    assert _count(store) == 101
+
+    in_the_way.rmdir()
+    store_file.fold(store.path, SYSTEM, 1.0)
+    assert not store_file.wal_of(store.path).exists()
+    assert _count(store) == 101
