@@ -205,11 +205,17 @@ class Quiet:
 
     def asks_the_store(self) -> bool:
         """Whether a resume opens it; one that is not there would be made anew."""
-        store = self.folder / "state/servicectl.duckdb"
-        hidden = store.rename(self.folder / "hidden")
+        state, hidden = self.folder / "state", self.folder / "hidden"
+        hidden.mkdir()
+        for file in state.glob("servicectl.duckdb*"):
+            file.rename(hidden / file.name)
         slots.take_missed(self.world)
-        opened = store.exists()
-        hidden.rename(store)
+        opened = (state / "servicectl.duckdb").exists()
+        for file in state.glob("servicectl.duckdb*"):
+            file.unlink()
+        for file in hidden.iterdir():
+            file.rename(state / file.name)
+        hidden.rmdir()
         return opened
 
 

@@ -127,10 +127,13 @@ def _orphan(context: JobContext, name: str) -> None:
 
 def _fill(context: JobContext, name: str) -> None:
     """Leave no room on the disk of the state folder, the first time."""
+    from tests.parts.disk import fold_store  # brings pytest along
+
     state = context.folder.parents[2]
     effect(context, name)
     if not (state / "filled").exists():
         (state / "filled").touch()
+        fold_store(state)
         with (state / "big").open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)

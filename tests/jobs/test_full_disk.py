@@ -17,7 +17,7 @@ from servicectl.jobs.runner import Runner
 from tests.jobs.conftest import edges
 from tests.jobs.program import effects, runner
 from tests.parts import ROOT
-from tests.parts.disk import fill, small_disk
+from tests.parts.disk import fill, fold_store, small_disk
 from tests.parts.jobs import Start
 
 
@@ -61,6 +61,7 @@ def test_a_disk_that_fills_up_before_a_step_is_recorded_interrupts_the_job_and_r
 def test_on_a_full_disk_no_job_is_begun_and_none_is_lost(start: Start, small: Path) -> None:
     mine = runner(small)
     job = _submitted(mine, "one")
+    fold_store(small)
     big = fill(small)
 
     status, said = start("run", job.job_id).ended()

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from servicectl import store_file
+from servicectl.clock import SYSTEM
+from servicectl.store import Store
+
 
 @contextmanager
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
@@ -22,6 +26,14 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+def fold_store(folder: Path) -> None:
+    """Leave no WAL: the last page of one has room for some more commits on the fullest disk."""
+    store = Store(folder)
+    with store.locked():
+        if store_file.wal_of(store.path).exists():
+            store_file.fold(store.path, SYSTEM, 5.0)
 
 
 def fill(folder: Path, leaving: int = 0) -> Path:

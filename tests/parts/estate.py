@@ -115,6 +115,7 @@ class Estate:
     def empty(self) -> None:
         """No model anywhere: registry, our own tables, Redis, and Service B's memory."""
         self.client.flushall()
+        self.sql("DELETE FROM model_logs")
         for table in _TABLES:
             # Created by the command that needs them: their absence is the ordinary beginning.
             self.sql("DELETE FROM model_metadata" if table == "model_metadata" else f"DROP TABLE IF EXISTS {table}")
