@@ -81,6 +81,7 @@ class Store:
                     raise
                 connection.execute("COMMIT")
             store_file.fold_when_long(self.path, self._clock, self.lock_wait_s)
+            store_file.hand_over(self.path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any | None]:
