@@ -80,8 +80,8 @@ class Store:
                     _rolled_back(connection)
                     raise
                 connection.execute("COMMIT")
+                store_file.hand_over(store_file.wal_of(self.path))
             store_file.fold_when_long(self.path, self._clock, self.lock_wait_s)
-            store_file.hand_over(self.path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any | None]:

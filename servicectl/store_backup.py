@@ -16,7 +16,6 @@ from typing import Any
 from servicectl import crash, store_file
 from servicectl.clock import Clock, stored
 from servicectl.errors import Busy, ServicectlError, StoreError, UsageError
-from servicectl.files import fsync_file
 from servicectl.store import Store
 from servicectl.store_schema import SCHEMA_VERSION
 
@@ -144,8 +143,7 @@ def _raised(
         raise _of_the_backup(error, source) from error
     if store_file.wal_of(beginning).exists():
         raise StoreError(f"{beginning} could not be written whole", cure=f"free space: df -h {store.folder}")
-    beginning.chmod(0o640)
-    fsync_file(beginning)
+    store_file.make_durable(beginning)
     return jobs, unfinished, epoch, known
 
 

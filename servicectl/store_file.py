@@ -188,8 +188,7 @@ def fold(path: Path, clock: Clock, wait_s: float) -> None:
             connection.close()
         if wal_of(beginning).exists():
             raise StoreError(f"{wal_of(path)} could not be brought into its file", cure=f"df -h {path.parent}")
-        beginning.chmod(0o640)
-        fsync_file(beginning)
+        make_durable(beginning)
         crash.point("store/fold/made")
         beginning.rename(folded(path))
         fsync_folder(path.parent)
@@ -208,12 +207,17 @@ def fold_when_long(path: Path, clock: Clock, wait_s: float) -> None:
             fold(path, clock, wait_s)
 
 
-def hand_over(path: Path) -> None:
-    """What root has written belongs to the folder's owner: a WAL of root's would keep the timers' user out."""
-    if os.geteuid() != 0:
-        return
-    owner = path.parent.stat()
-    for file in (path, wal_of(path)):
+def make_durable(file: Path) -> None:
+    """Before a file gets the name that others look for: its mode, its owner and its bytes are as they shall stay."""
+    file.chmod(0o640)
+    hand_over(file)
+    fsync_file(file)
+
+
+def hand_over(file: Path) -> None:
+    """What root has written belongs to the folder's owner: a file or WAL of root's would keep the timers' user out."""
+    if os.geteuid() == 0:
+        owner = file.parent.stat()
         with contextlib.suppress(FileNotFoundError):
             os.chown(file, owner.st_uid, owner.st_gid)
 
@@ -249,8 +253,7 @@ def keep_copy(path: Path, target: Path, clock: Clock) -> int:
         if not (target.exists() and sha256_of(target) == sha256_of(path)):
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
             shutil.copyfile(path, temporary)
-            temporary.chmod(0o640)
-            fsync_file(temporary)
+            make_durable(temporary)
         copy = temporary if temporary.exists() else target
         connection = connect(copy, read_only=True, clock=clock, wait_s=0.0)
         try:
@@ -318,8 +321,7 @@ def _change(beginning: Path, version: int, clock: Clock, wait_s: float) -> None:
         raise explained(error, beginning) from error
     finally:
         connection.close()
-    beginning.chmod(0o640)
-    fsync_file(beginning)
+    make_durable(beginning)
 
 
 def bring_up(connection: Any, version: int) -> None:

@@ -39,7 +39,7 @@ def stream(path: Path, *, lies_now: float, rows: int = 4000, lies_before: float 
 
 def measured(snapshot: Path, model: ProductFile, rows: int = 4000, **given: Any) -> Decay:
     """In this process; the child's own process is tested once."""
-    until = datetime(2024, 1, 1) + (rows // 2 - 1) * (datetime(2024, 1, 2) - datetime(2024, 1, 1)) / 24  # noqa: DTZ001
+    until = datetime(2024, 1, 1) + (rows // 2 - 1) * (datetime(2024, 1, 2) - datetime(2024, 1, 1)) / 24  # noqa: DTZ001 -- snapshots hold naive UTC
     asked: dict[str, Any] = {
         "recorded": 0.8,
         "judged_until": until,
@@ -79,7 +79,7 @@ def test_where_the_rows_of_the_publish_are_gone_the_score_on_record_stands_in(
     tmp_path: Path, model: ProductFile
 ) -> None:
     snapshot = stream(tmp_path / "s.parquet", lies_now=0.4)
-    found = measured(snapshot, model, recorded=0.9, judged_until=datetime(2023, 1, 1))  # noqa: DTZ001 -- naive UTC
+    found = measured(snapshot, model, recorded=0.9, judged_until=datetime(2023, 1, 1))  # noqa: DTZ001 -- snapshots hold naive UTC -- naive UTC
 
     assert (found.rows_before, found.before) == (0, 0.9)
     assert found.difference == pytest.approx(-0.3, abs=0.01)
@@ -87,7 +87,7 @@ def test_where_the_rows_of_the_publish_are_gone_the_score_on_record_stands_in(
 
 
 def test_too_few_new_labels_are_no_measurement_and_say_how_many_are_needed(tmp_path: Path, model: ProductFile) -> None:
-    late = datetime(2024, 6, 15)  # noqa: DTZ001 -- naive UTC, as snapshots hold it
+    late = datetime(2024, 6, 15)  # noqa: DTZ001 -- snapshots hold naive UTC -- naive UTC, as snapshots hold it
     found = measured(stream(tmp_path / "s.parquet", lies_now=0.4), model, seen_until=late)
 
     assert found.why_not.startswith("only 15 labelled rows are newer")
