@@ -13,7 +13,10 @@ ServicectlError                 1   something failed; the message says what, `cu
 ├── BadAnswer                   1   another service answered something outside its contract
 ├── BadData                     1   the data cannot be trained on or judged (one class, no rows, ...)
 ├── IntegrityError              1   bytes do not match the digest on record
-└── StoreError                  1   the job store is damaged, unwritable or newer than this program
+└── StoreError                  1   the job store is of a newer program, on a network file system, or of no use otherwise
+    ├── StoreDamaged           65   its file or its WAL is damaged, foreign, or no job store
+    ├── StoreFull              74   its disk has no room, or fails
+    └── StoreDenied            77   this user may not use it, or its file system is read-only
 """
 
 from __future__ import annotations
@@ -31,7 +34,10 @@ class ExitStatus(IntEnum):
     DRIFT_FOUND = 10  # only with --detailed-exitcode
     REJECTED = 11  # only with --detailed-exitcode
     NEEDS_OPERATOR = 12  # only with --detailed-exitcode
+    STORE_DAMAGED = 65  # 65, 74, 75, 77 and 78 are those of sysexits.h
+    STORE_FULL = 74
     TRY_AGAIN = 75
+    STORE_DENIED = 77
     CONFIG = 78
 
 
@@ -119,3 +125,16 @@ class IntegrityError(ServicectlError):
 
 class StoreError(ServicectlError):
     pass
+
+
+class StoreDamaged(StoreError):
+    exit_status = ExitStatus.STORE_DAMAGED
+
+
+class StoreFull(StoreError):
+    exit_status = ExitStatus.STORE_FULL
+    retryable = True
+
+
+class StoreDenied(StoreError):
+    exit_status = ExitStatus.STORE_DENIED

@@ -10,19 +10,20 @@ has lost data. Storage version v1.4.0 refuses a WAL that belongs to another file
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from servicectl import store_file
+from servicectl import store_file, store_fold
 from servicectl.clock import SYSTEM, Clock
-from servicectl.errors import Busy, StoreError
+from servicectl.errors import Busy, StoreDenied, StoreError
 from servicectl.store_engine import Engine
 from servicectl.store_schema import SCHEMA_VERSION
 
@@ -81,7 +82,7 @@ class Store:
                     raise
                 connection.execute("COMMIT")
                 store_file.hand_over(store_file.wal_of(self.path))
-            store_file.fold_when_long(self.path, self._clock, self.lock_wait_s)
+            self._engine.fold_when_long()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Any | None]:
@@ -92,9 +93,7 @@ class Store:
         try:
             found = self.path.exists() or store_file.ready_to_replace(self.path).exists()
         except OSError as error:
-            raise StoreError(
-                f"the state folder {self.folder} cannot be read: {error.strerror}", cure="run as the user that owns it"
-            ) from None
+            raise store_file.unusable(f"the state folder {self.folder} cannot be read", error, self.folder) from None
         if not found:
             yield None
             return
@@ -108,12 +107,11 @@ class Store:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o750)
         except OSError as error:
-            raise StoreError(
-                f"the state folder {self.folder} cannot be made: {error.strerror}",
-                cure="choose another in [state] folder, or run as the user that owns it",
-            ) from None
+            raise store_file.unusable(f"the state folder {self.folder} cannot be made", error, self.folder) from None
+        if os.statvfs(self.folder).f_flag & os.ST_RDONLY:
+            raise store_file.explained(OSError(errno.EROFS, os.strerror(errno.EROFS)), self.path)
         if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise StoreError(
+            raise StoreDenied(
                 f"the state folder {self.folder} is not writable for this user",
                 cure=f"sudo chown -R $USER {self.folder}, or run as its owner",
             )
@@ -128,19 +126,32 @@ class Store:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the store for a block without opening it. Raises as `transaction`."""
+        descriptor = self._lock()
         try:
-            descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        except OSError as error:
-            raise StoreError(
-                f"the store's lock {self._lock_path} cannot be opened: {error.strerror}",
-                cure="run as the user that owns the state folder",
-            ) from None
-        try:
-            flock_within(descriptor, self.lock_wait_s, self._clock, f"the job store {self.path}")
-            store_file.finish_fold(self.path)
+            store_fold.finish_fold(self.path)
             store_file.finish_restore(self.path)
             yield
         finally:
+            os.close(descriptor)
+
+    def _lock(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+            except OSError as error:
+                raise store_file.unusable(
+                    f"the store's lock {self._lock_path} cannot be opened", error, self.folder
+                ) from None
+            try:
+                what = f"the job store {self.path}"
+                flock_within(descriptor, self.lock_wait_s, self._clock, what, meanwhile=self._engine.warm)
+                if os.fstat(descriptor).st_ino == self._lock_path.stat().st_ino:
+                    return descriptor
+            except FileNotFoundError:  # deleted by hand while we waited for it: what others lock now is another file
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
             os.close(descriptor)
 
     @contextlib.contextmanager
@@ -150,6 +161,8 @@ class Store:
             if version == SCHEMA_VERSION:
                 yield connection
                 return
+        if store_file.wal_of(self.path).exists():
+            store_fold.fold_alone(self.path)
         store_file.migrate(self.path, version, self._clock, self.lock_wait_s)
         with self._attached(read_only=read_only) as connection:
             yield connection
@@ -165,8 +178,12 @@ def _rolled_back(connection: Any) -> None:
         connection.execute("ROLLBACK")
 
 
-def flock_within(descriptor: int, seconds: float, clock: Clock, what: str) -> None:
+def flock_within(
+    descriptor: int, seconds: float, clock: Clock, what: str, *, meanwhile: Callable[[], None] | None = None
+) -> None:
     """Take an exclusive flock, queueing fairly; raises Busy after the deadline.
+
+    `meanwhile` is done first when somebody else has it.
 
     The main thread blocks in the kernel's queue, ended by an alarm; other threads may not own signals and poll.
     """
@@ -175,6 +192,8 @@ def flock_within(descriptor: int, seconds: float, clock: Clock, what: str) -> No
         return
     except BlockingIOError:
         pass
+    if meanwhile is not None:
+        meanwhile()
     busy = Busy(f"{what} was busy for {seconds:g} s", cure="servicectl jobs list  shows who works; try again")
     if threading.current_thread() is threading.main_thread() and not signal.getitimer(signal.ITIMER_REAL)[0]:
         _block_until_alarm(descriptor, seconds, busy)

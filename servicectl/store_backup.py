@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from servicectl import crash, store_file
+from servicectl import crash, store_file, store_fold
 from servicectl.clock import Clock, stored
 from servicectl.errors import Busy, ServicectlError, StoreError, UsageError
 from servicectl.store import Store
@@ -65,7 +65,7 @@ def backup(store: Store, target: Path | None, clock: Clock) -> BackedUp:
             raise StoreError(f"there is no job store in {store.folder}", cure="servicectl doctor")
     with store.locked():
         if store_file.wal_of(store.path).exists():
-            store_file.fold(store.path, clock, store.lock_wait_s)
+            store_fold.fold_alone(store.path)
         jobs = store_file.keep_copy(store.path, target, clock)
     return BackedUp(target, target.stat().st_size, jobs)
 

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from servicectl import store_file
+from servicectl import store_file, store_fold
 from servicectl.clock import Clock
+from servicectl.errors import Busy, StoreError
 
 _USES = 1000  # an instance grows by a few hundred bytes with each file it opened; a listener lives for months
 
@@ -30,6 +31,7 @@ class Engine:
         self._connection: Any = None
         self._process = 0
         self._uses = 0
+        self._warm = False
 
     def start(self) -> Any:
         """The instance's connection. A forked child makes its own."""
@@ -37,7 +39,16 @@ class Engine:
             if self._connection is None or self._process != os.getpid():
                 self._connection = store_file.instance(self._path)
                 self._process = os.getpid()
+                self._warm = False
             return self._connection
+
+    def warm(self) -> None:
+        """For a process that has to queue: what it can do before its turn, nobody behind it waits for."""
+        connection = self.start()
+        with self._making:
+            if not self._warm:
+                store_file.warm(connection)
+                self._warm = True
 
     @contextmanager
     def attached(self, *, read_only: bool, clock: Clock, wait_s: float) -> Iterator[Any]:
@@ -52,6 +63,18 @@ class Engine:
             raise store_file.explained(error, self._path) from error
         finally:
             self._detach(connection)
+
+    def fold_when_long(self) -> None:
+        """What fails stays in the WAL."""
+        connection = self.start()
+        try:
+            if store_fold.is_long(self._path):
+                store_fold.fold(self._path, connection)
+        except (StoreError, Busy, OSError):
+            self._end(connection)  # it may still have the copy open
+        except BaseException:
+            self._end(connection)
+            raise
 
     def _detach(self, connection: Any) -> None:
         """An instance that cannot let go is ended."""

@@ -7,6 +7,7 @@ made or changed beside, checkpointed, and renamed into its place: a kill leaves 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -16,26 +17,27 @@ from typing import Any
 
 from servicectl import crash
 from servicectl.clock import Clock
-from servicectl.errors import Busy, StoreError
+from servicectl.errors import Busy, StoreDamaged, StoreDenied, StoreError, StoreFull
 from servicectl.files import fsync_file, fsync_folder, sha256_of
 from servicectl.sql import literal
 from servicectl.store_schema import FIRST, MIGRATIONS, SCHEMA_VERSION
 
 _SETTINGS = {
     "threads": "1",
+    "async_threads": "0",  # eight otherwise, in every short process
     "memory_limit": "256MB",
     "autoload_known_extensions": "false",
     "autoinstall_known_extensions": "false",
-    "wal_autocheckpoint": "1TB",  # never by itself: see `fold`
+    "wal_autocheckpoint": "1TB",  # never by itself: see `store_fold`
     "storage_compatibility_version": "v1.4.0",  # older storage replays a WAL that belongs to another file
 }
 
 # A new row costs rewriting the last, unfilled row group of its table: 150 ms with DuckDB's 122,880 rows, 5 ms so.
-_ROW_GROUP = 8192
+ROW_GROUP = 8192
 
 ATTACHED = "store"
 
-_LONG_WAL = 32 * 1024  # bytes; some 60 transactions, whose replay takes 5 ms
+_FOREIGN_WAL = ("WAL does not match", "checkpoint iteration")
 
 _DAMAGE = (
     "Corrupt",
@@ -43,9 +45,10 @@ _DAMAGE = (
     "Could not read enough bytes",
     "not a valid DuckDB",
     "replaying WAL",
-    "WAL does not match",
-    "checkpoint iteration",
+    "database has been invalidated",
 )
+
+_RECOVERY = "servicectl jobs restore FILE  puts a backup in its place and keeps what is there now; backups: ls "
 
 
 def wal_of(path: Path) -> Path:
@@ -76,13 +79,35 @@ def instance(path: Path) -> Any:
 
     # Where it is unset, DuckDB would make its folder for spilled data in the working directory.
     connection = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": f"{path}.tmp"})
-    connection.execute("PRAGMA disable_checkpoint_on_shutdown")  # nor when a file is detached: see `fold`
+    connection.execute("PRAGMA disable_checkpoint_on_shutdown")  # nor when a file is detached: see `store_fold`
     return connection
+
+
+_FIRST_USES = (
+    "ATTACH ':memory:' AS warm",
+    "USE warm",
+    "CREATE TABLE t (id UUID PRIMARY KEY, state VARCHAR NOT NULL CHECK (state IN ('a', 'b')), seq INTEGER, moment TIMESTAMP)",
+    "BEGIN",
+    "INSERT INTO t SELECT uuid(), 'a', (SELECT coalesce(max(seq), 0) + 1 FROM t WHERE state = 'a'), now()::TIMESTAMP",
+    "UPDATE t SET state = 'b', seq = seq + 1 WHERE state = 'a' AND id IS NOT NULL RETURNING 1",
+    "SELECT id::VARCHAR, * FROM t WHERE list_contains(['a', 'b'], state) ORDER BY moment, id LIMIT 1",
+    "COMMIT",
+    "USE memory",
+    "DETACH warm",
+)
+
+
+def warm(connection: Any) -> None:
+    """The first statement of each kind costs a process two to five times the next one: have them before they count."""
+    cursor = connection.cursor()  # with a default database of its own: another thread may be at work
+    for statement in _FIRST_USES:
+        cursor.execute(statement).fetchall()
+    cursor.close()
 
 
 def attach(connection: Any, path: Path, *, read_only: bool, clock: Clock, wait_s: float) -> None:
     """Open a store's file in an instance. Raises Busy when another program keeps it open for `wait_s`, StoreError."""
-    how = f"ROW_GROUP_SIZE {_ROW_GROUP}{', READ_ONLY' if read_only else ''}"
+    how = f"ROW_GROUP_SIZE {ROW_GROUP}{', READ_ONLY' if read_only else ''}"
     statement = f"ATTACH {literal(str(path))} AS {ATTACHED} ({how})"
     _when_free(lambda: connection.execute(statement), path, clock, wait_s)
     connection.execute(f"USE {ATTACHED}")
@@ -129,82 +154,44 @@ def version_of(connection: Any, path: Path) -> int:
 
 def create(path: Path, clock: Clock, wait_s: float) -> None:
     """Written beside and renamed: a file that exists always has every table."""
-    beginning = beginning_of(path)
     try:
-        _change(beginning, 0, clock, wait_s)
-        beginning.rename(path)
-        fsync_folder(path.parent)
+        beginning = beginning_of(path)
+        try:
+            _change(beginning, 0, clock, wait_s)
+            beginning.rename(path)
+            fsync_folder(path.parent)
+        finally:
+            beginning_of(path)
     except OSError as error:
         raise explained(error, path) from error
-    finally:
-        beginning_of(path)
 
 
 def migrate(path: Path, version: int, clock: Clock, wait_s: float) -> None:
-    """Given an older store that nobody has open, keep a copy of it and bring it to SCHEMA_VERSION.
+    """Given an older store without a WAL that nobody has open, keep a copy of it and bring it to SCHEMA_VERSION.
 
     Raises StoreError when that fails (the store is then as it was), Busy when somebody changed it meanwhile.
     """
-    if wal_of(path).exists():
-        fold(path, clock, wait_s)
     before = path.stat()
     name = f"servicectl-version-{version}-{named_by_time(last_changed(path))}.duckdb"
-    changed = beginning_of(path)
     try:
-        keep_copy(path, backups_beside(path) / name, clock)
-        crash.point("store/migrate/kept")
-        shutil.copyfile(path, changed)
-        crash.point("store/migrate/copied")
-        _change(changed, version, clock, wait_s)
-        crash.point("store/migrate/changed")
-        after = path.stat()
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or wal_of(path).exists():
-            raise Busy(f"another program changed {path} during its migration", cure="close it (duckdb shell?)")
-        changed.rename(path)
-        crash.point("store/migrate/renamed")
-        fsync_folder(path.parent)
+        changed = beginning_of(path)
+        try:
+            keep_copy(path, backups_beside(path) / name, clock)
+            crash.point("store/migrate/kept")
+            shutil.copyfile(path, changed)
+            crash.point("store/migrate/copied")
+            _change(changed, version, clock, wait_s)
+            crash.point("store/migrate/changed")
+            after = path.stat()
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or wal_of(path).exists():
+                raise Busy(f"another program changed {path} during its migration", cure="close it (duckdb shell?)")
+            changed.rename(path)
+            crash.point("store/migrate/renamed")
+            fsync_folder(path.parent)
+        finally:
+            beginning_of(path)
     except OSError as error:
         raise explained(error, path) from error
-    finally:
-        beginning_of(path)
-
-
-def fold(path: Path, clock: Clock, wait_s: float) -> None:
-    """Bring what the WAL holds into the file, so that the file alone is the store. Raises StoreError.
-
-    In a copy that takes the file's place: DuckDB's own checkpoint rewrites blocks of the live file, and a kill inside
-    one of those writes would leave a store that nobody can open.
-    """
-    import duckdb
-
-    beginning = beginning_of(path)
-    try:
-        shutil.copyfile(path, beginning)
-        shutil.copyfile(wal_of(path), wal_of(beginning))
-        connection = connect(beginning, read_only=False, clock=clock, wait_s=wait_s)
-        try:
-            connection.execute("CHECKPOINT")
-        finally:
-            connection.close()
-        if wal_of(beginning).exists():
-            raise StoreError(f"{wal_of(path)} could not be brought into its file", cure=f"df -h {path.parent}")
-        make_durable(beginning)
-        crash.point("store/fold/made")
-        beginning.rename(folded(path))
-        fsync_folder(path.parent)
-        crash.point("store/fold/ready")
-    except (OSError, duckdb.Error) as error:
-        raise explained(error, path) from error
-    finally:
-        beginning_of(path)
-    finish_fold(path)
-
-
-def fold_when_long(path: Path, clock: Clock, wait_s: float) -> None:
-    """Fold a WAL that has grown so long that replaying it at each open is felt. What fails stays in the WAL."""
-    with contextlib.suppress(StoreError, Busy, OSError):
-        if wal_of(path).exists() and wal_of(path).stat().st_size > max(_LONG_WAL, path.stat().st_size // 1000):
-            fold(path, clock, wait_s)
 
 
 def make_durable(file: Path) -> None:
@@ -220,24 +207,6 @@ def hand_over(file: Path) -> None:
         owner = file.parent.stat()
         with contextlib.suppress(FileNotFoundError):
             os.chown(file, owner.st_uid, owner.st_gid)
-
-
-def folded(path: Path) -> Path:
-    """Where a store that holds its whole WAL waits, complete, to take the place of file and WAL."""
-    return Path(f"{path}.folded")
-
-
-def finish_fold(path: Path) -> None:
-    """The WAL goes first: beside the new file it would be a WAL of another checkpoint."""
-    if not folded(path).exists():
-        return
-    try:
-        wal_of(path).unlink(missing_ok=True)
-        crash.point("store/fold/wal-gone")
-        folded(path).rename(path)
-        fsync_folder(path.parent)
-    except OSError as error:
-        raise explained(error, path) from error
 
 
 def keep_copy(path: Path, target: Path, clock: Clock) -> int:
@@ -336,25 +305,57 @@ def bring_up(connection: Any, version: int) -> None:
 
 
 def _no_store(path: Path) -> StoreError:
-    return StoreError(f"{path} is no job store of servicectl", cure="move it away, or name another [state] folder")
+    return StoreDamaged(f"{path} is no job store of servicectl", cure="move it away, or name another [state] folder")
+
+
+def unusable(what: str, error: OSError, folder: Path) -> StoreError | Busy:
+    """Given what cannot be done in a state folder, and why."""
+    if error.errno == errno.EROFS:
+        return explained(error, folder)
+    kind = StoreDenied if error.errno in (errno.EACCES, errno.EPERM) else StoreError
+    cure = f"run as the user that owns {folder}, or name another [state] folder"
+    return kind(f"{what}: {error.strerror}", cure=cure)
 
 
 def explained(error: Exception, path: Path) -> StoreError | Busy:
     """Given what DuckDB or the operating system said about a store's file, what it means and what to do."""
     text = " ".join(str(error).split())
-    if "Could not set lock on file" in text:
+
+    def says(*signs: str) -> bool:
+        return any(sign in text for sign in signs)
+
+    if says("Could not set lock on file"):
         return Busy(f"another program holds {path} open: {text}", cure="close it (duckdb shell?) and try again")
-    if "No space left on device" in text:
-        return StoreError(f"no space left for {path}; nothing was lost", cure=f"free space: df -h {path.parent}")
-    if "Read-only file system" in text or "Permission denied" in text:
-        return StoreError(f"{path} cannot be written: {text}", cure=f"run as the owner of {path.parent}")
-    if "schema_info does not exist" in text:
+    if says("No space left on device", "Disk quota exceeded", "File too large"):
+        which = "quota" if says("Disk quota") else "size allowed by ulimit -f" if says("File too") else "space"
+        return StoreFull(f"no {which} left for {path}; nothing was lost", cure=f"make room: df -h {path.parent}")
+    if says("Input/output error"):
+        return StoreFull(
+            f"the disk of {path} fails: {text}", cure="dmesg | tail  tells more; then jobs backup elsewhere"
+        )
+    if says("Read-only file system"):
+        return StoreDenied(
+            f"{path} is on a file system that is mounted read-only",
+            cure=f"findmnt -T {path.parent}; a disk with errors is mounted so by the kernel: dmesg | tail",
+        )
+    if says("Permission denied", "Operation not permitted"):
+        return StoreDenied(f"{path} cannot be written: {text}", cure=f"run as the owner of {path.parent}")
+    if says("schema_info does not exist"):
         return _no_store(path)
-    if any(sign in text for sign in _DAMAGE):
+    if says("with version number", "newer version of DuckDB"):
         return StoreError(
-            f"{path} is damaged or has a foreign WAL: {text}",
-            cure=f"nothing was deleted. servicectl jobs restore FILE  puts a backup in its place and keeps what is "
-            f"there now; backups: ls {backups_beside(path)}",
+            f"{path} was written by a newer DuckDB: {text}", cure="install the servicectl release that wrote it"
+        )
+    if says(*_FOREIGN_WAL):
+        return StoreDamaged(
+            f"{wal_of(path)} is a foreign WAL, not of {path}: {text}",
+            cure=f"nothing was deleted. Put the WAL away if the file alone is wanted, or: {_RECOVERY}"
+            f"{backups_beside(path)}",
+        )
+    if says(*_DAMAGE):
+        return StoreDamaged(
+            f"{path} is damaged: {text}",
+            cure=f"nothing was deleted. {_RECOVERY}{backups_beside(path)}",
         )
     if isinstance(error, OSError):
         return StoreError(f"{path} cannot be written: {text}", cure=f"see that it can be: ls -ld {path.parent}")

@@ -486,7 +486,7 @@ def test_the_recipe_that_a_damaged_store_prints_can_be_followed(mine: Runner, wo
     _junk(mine.folder / "servicectl.duckdb")
 
     listed = _servicectl(tmp_path, "jobs", "list")
-    assert (listed.returncode, listed.stdout) == (1, "")
+    assert (listed.returncode, listed.stdout) == (65, "")
     assert "servicectl jobs restore FILE" in listed.stderr
     restored = _servicectl(tmp_path, "jobs", "restore", str(tmp_path / "b"))
 

@@ -7,15 +7,18 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
+import duckdb
 import pytest
 
-from servicectl import store_file
-from servicectl.clock import SYSTEM
+from servicectl import store_file, store_fold
+from servicectl.errors import Busy
 from servicectl.store import Store
-from tests.parts import ROOT
+from tests.parts import ROOT, missing
+from tests.parts.stores import until_queued
 
 _MANY = """
 import sys
@@ -79,7 +82,7 @@ def test_a_fold_killed_anywhere_loses_no_commit(tmp_path: Path, point: str) -> N
     assert _count(store) == told
     _insert(store, "after")
     assert _count(store) == told + 1
-    assert not store_file.folded(store.path).exists()
+    assert not store_fold.folded(store.path).exists()
     assert not store.path.with_suffix(".new").exists()
 
 
@@ -94,15 +97,91 @@ def test_a_store_that_cannot_be_folded_goes_on_in_its_wal(tmp_path: Path) -> Non
     assert _count(store) == 101
 
     in_the_way.rmdir()
-    store_file.fold(store.path, SYSTEM, 1.0)
+    store_fold.fold_alone(store.path)
     assert not store_file.wal_of(store.path).exists()
     assert _count(store) == 101
+
+
+def _left_folded(folder: Path) -> Store:
+    """A store whose fold was killed when it only had to take its place, and what its WAL must still give."""
+    killed = subprocess.run(
+        [sys.executable, "-c", _MANY, str(folder)],
+        cwd=ROOT,
+        env={**os.environ, "SERVICECTL_CRASH_AT": "store/fold/ready"},
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    return Store(folder, lock_wait_s=0.3)
+
+
+def test_what_somebody_committed_by_hand_between_a_killed_fold_and_the_next_command_is_kept(tmp_path: Path) -> None:
+    store = _left_folded(tmp_path)
+    with duckdb.connect(str(store.path)) as connection:
+        connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+        connection.execute("INSERT INTO requests VALUES ('made', 'by hand', uuid())")
+        (by_hand,) = connection.execute("SELECT count(*) FROM requests").fetchone()
+
+    assert _count(store) == by_hand
+    assert not store_fold.folded(store.path).exists()
+
+
+_SHELL = """
+import sys, duckdb
+connection = duckdb.connect(sys.argv[1])
+connection.execute("PRAGMA disable_checkpoint_on_shutdown")
+print("open", flush=True)
+sys.stdin.readline()
+connection.execute("INSERT INTO requests VALUES ('by hand', uuid()::VARCHAR, uuid())")
+"""
+
+
+def test_no_fold_takes_the_file_from_under_a_shell_that_has_it_open(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    _insert(store, "first")
+    for begin, ready in ((lambda: None, False), (lambda: _left_folded(tmp_path), True)):
+        begin()
+        before = _file(store.path)
+        shell = subprocess.Popen(
+            [sys.executable, "-c", _SHELL, str(store.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert shell.stdout is not None
+        assert shell.stdout.readline() == "open\n"
+        with pytest.raises(Busy, match="another program holds"), Store(tmp_path, lock_wait_s=0.3).locked():
+            store_fold.fold_alone(store.path)
+        assert store_fold.folded(store.path).exists() is ready
+        assert _file(store.path) == before
+        shell.communicate("\n", timeout=60)
+
+        with store.reading() as connection:
+            assert connection is not None
+            found = connection.execute("SELECT count(*) FROM requests WHERE kind = 'by hand'").fetchone()
+        assert found == (1 + ready,)
+
+
+def test_a_lock_that_was_deleted_while_held_is_no_lock_for_who_comes_next(tmp_path: Path) -> None:
+    """Who has waited for the deleted file takes the new one, so that all who come later queue at the same one."""
+    store = Store(tmp_path)
+    _insert(store, "first")
+    lock = tmp_path / "servicectl.duckdb.lock"
+    begin = [sys.executable, "-c", _MANY.replace("1000", "1"), str(tmp_path)]
+    with ExitStack() as later:
+        with store.locked():
+            waiting = subprocess.Popen(begin, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+            until_queued(lock, waiting)
+            lock.unlink()
+            later.enter_context(Store(tmp_path).locked())
+        until_queued(lock, waiting)
+    out, _ = waiting.communicate(timeout=60)
+
+    assert (waiting.returncode, out) == (0, "0\n")
+    assert _count(store) == 2
 
 
 @pytest.mark.root
 def test_what_root_wrote_belongs_to_the_folders_owner(tmp_path: Path) -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can write for another user")
+        missing("root", "only root can write for another user")
     os.chown(tmp_path, 65534, 65534)
     store = Store(tmp_path)
     for number in range(100):

@@ -11,7 +11,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 from servicectl.clock import SYSTEM, Clock
-from servicectl.errors import Busy, StoreError
+from servicectl.errors import Busy, StoreDenied, StoreError
 
 _PROBE_PATIENCE_S = 0.2  # a liveness probe of another process may hold the lock shared for an instant
 
@@ -110,7 +110,8 @@ class Locks:
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:
-    return StoreError(
+    kind = StoreDenied if isinstance(error, PermissionError) else StoreError
+    return kind(
         f"the lock file {path} cannot be opened: {error.strerror}",
         cure=f"run as the owner of the state folder; after a run as another user: sudo chown -R OWNER {path.parent}",
     )

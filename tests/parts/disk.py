@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
-from servicectl import store_file
-from servicectl.clock import SYSTEM
+from servicectl import store_file, store_fold
 from servicectl.store import Store
+from tests.parts import missing
 
 
 @contextmanager
@@ -21,7 +19,7 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     mounting = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
     if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
-        pytest.skip("only root can mount")
+        missing("root", "only root can mount")
     try:
         yield folder
     finally:
@@ -33,7 +31,7 @@ def fold_store(folder: Path) -> None:
     store = Store(folder)
     with store.locked():
         if store_file.wal_of(store.path).exists():
-            store_file.fold(store.path, SYSTEM, 5.0)
+            store_fold.fold_alone(store.path)
 
 
 def fill(folder: Path, leaving: int = 0) -> Path:
