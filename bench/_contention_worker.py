@@ -20,6 +20,7 @@ import tenacity
 
 from servicectl.jobs.model import NewJob
 from servicectl.jobs.table import JobTable
+from servicectl.leave import leave
 from servicectl.store import Store
 
 ME = {"host": "bench", "pid": os.getpid(), "boot_id": "bench", "user": "bench"}
@@ -79,3 +80,4 @@ def main(how: str, folder: str, what: str, number: int, gate: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    leave(0)  # as a command ends

@@ -12,7 +12,21 @@ _GLOBAL_FLAGS = {"--json", "-q", "--quiet", "-v", "--verbose"}
 _GLOBAL_OPTIONS = {"--config"}
 
 
+def run() -> None:
+    """The command `servicectl`: `main` in a process of its own."""
+    from servicectl.leave import leave
+
+    try:
+        main()
+    except SystemExit as ended:
+        if not isinstance(ended.code, int | None):
+            raise
+        leave(ended.code or 0)
+    leave(0)
+
+
 def main() -> None:
+    """One command in this process; most end in SystemExit."""
     arguments = hoisted(sys.argv[1:])
     try:
         if not short_way(arguments):
@@ -103,4 +117,4 @@ def tell(error: ServicectlError, *, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

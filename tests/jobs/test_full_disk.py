@@ -43,14 +43,15 @@ def test_a_disk_that_fills_up_before_a_step_is_recorded_interrupts_the_job_and_r
 
     status, said = start("run", job.job_id).ended()
     cut_short = mine.table.get(job.job_id)
+    interrupted = mine.is_interrupted(cut_short)
     (small / "big").unlink()
     (ran,) = mine.resume()
 
-    assert status == ExitStatus.FAILED
-    assert said[0].startswith(f"StoreError: no space left for {small}/servicectl.duckdb; nothing was lost; ")
+    assert status == ExitStatus.TRY_AGAIN
+    assert said[0].startswith(f"TryAgain: no space left for {small}/servicectl.duckdb; nothing was lost; ")
     assert f"work {job.short_id} is left as interrupted and carried on by the next run" in said[0]
     assert "df -h" in said[0]
-    assert (cut_short.state, mine.is_interrupted(cut_short)) == (State.RUNNING, True)
+    assert (cut_short.state, interrupted) == (State.RUNNING, True)
     assert ran.job.state is State.COMPLETED
     repeated = {"one": ["one", "one", "two", "three"], "two": ["one", "two", "two", "three"]}
     assert effects(small) == repeated.get(full, ["one", "two", "three", "three"])
@@ -71,7 +72,7 @@ def test_on_a_full_disk_no_job_is_begun_and_none_is_lost(start: Start, small: Pa
     big.unlink()
     (ran,) = mine.resume()
 
-    assert (status, said[0].partition(" for ")[0]) == (ExitStatus.FAILED, "StoreError: no space left")
+    assert (status, said[0].partition(" for ")[0]) == (ExitStatus.STORE_FULL, "StoreFull: no space left")
     assert [(one.job_id, one.state, one.attempts) for one in listed] == [(job.job_id, State.PENDING, 0)]
     assert (ran.job.state, effects(small)) == (State.COMPLETED, ["one"])
 
