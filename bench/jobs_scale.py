@@ -1,8 +1,12 @@
 """The job commands over 100,000 jobs, with steps and events, against the same commands over a few.
 
 CPU time (user + system) of whole processes, medians over rounds in which both tables take turns; a figure is the ratio
-of the large table to the small one. `run` is a program that submits a job without steps and runs it: three transitions.
-Half of the jobs are older than `jobs prune` keeps. `--jobs` sets how many.
+of the large table to the small one. `submit` and `run` are programs that submit a job without steps and cancel it, or run
+it. Half of the jobs are older than `jobs prune` keeps. `--jobs` sets how many. `doctor` finds no estate, and `retry` no
+action of the job's kind: both end in 1, as they should.
+
+`backup` has no limit: it copies the file, whose size is its cost. So does `restore`, which is not measured: it opens and
+checks such a copy, too. `prune` is measured with --dry-run: what it deletes is a cost of its own, once.
 """
 
 from __future__ import annotations
@@ -16,8 +20,30 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-_COMMANDS = ("list", "show", "resume", "run", "prune", "cancel")
-LIMITS = dict.fromkeys((f"{name}_ratio" for name in _COMMANDS), 2.0)
+ARGUMENTS = {
+    "list": ("jobs", "list"),
+    "list --failed": ("jobs", "list", "--failed"),
+    "show": ("jobs", "show", "00000000beef"),
+    "watch": ("jobs", "watch", "00000000beef"),
+    "resume": ("jobs", "resume"),
+    "prune": ("jobs", "prune", "--dry-run"),
+    "cancel": ("jobs", "cancel", "8fff-{number:012x}"),
+    "retry": ("jobs", "retry", "9fff-{number:012x}"),
+    "schedules list": ("schedules", "list"),
+    "doctor": ("doctor",),
+    "backup": ("jobs", "backup", "{folder}/backup-{number}.duckdb"),
+}
+COMMANDS = (*ARGUMENTS, "submit", "run")
+_UNLIMITED = ("backup",)
+UNMEASURED = {"jobs restore": "it copies the file, as backup does, and opens and checks the copy"}
+_FAILS_WITH = {"doctor": b"Redis", "retry": b"knows no job kind"}
+
+
+def figure(command: str) -> str:
+    return f"{command.replace(' --', '_').replace(' ', '_')}_ratio"
+
+
+LIMITS = dict.fromkeys((figure(name) for name in COMMANDS if name not in _UNLIMITED), 2.0)
 _JOBS = 100_000
 _WAITING = 30
 
@@ -36,35 +62,29 @@ def run(quick: bool, jobs: int = _JOBS) -> dict[str, float]:
             folder.mkdir()
             (folder / "servicectl.toml").write_text(f"[state]\nfolder = '{folder}/state'\n")
             _fill(folder / "state", jobs if size == "many" else 1)
-        seconds: dict[tuple[str, str], list[float]] = {(name, size): [] for name in _COMMANDS for size in folders}
+        seconds: dict[tuple[str, str], list[float]] = {(name, size): [] for name in COMMANDS for size in folders}
         for number in range(rounds + 1):
-            for name in _COMMANDS:
+            for name in COMMANDS:
                 for size, folder in folders.items():
-                    taken = _cpu_seconds(_command(name, folder, number))
+                    taken = _cpu_seconds(_command(name, folder, number), _FAILS_WITH.get(name))
                     if number:  # the first writes bytecode and warms the page cache
                         seconds[name, size].append(taken)
     medians = {key: median(values) for key, values in seconds.items()}
-    for name in _COMMANDS:
+    for name in COMMANDS:
         few, many = (medians[name, size] * 1000 for size in ("few", "many"))
-        print(f"{name:<8} {few:6.0f} ms CPU over a few jobs, {many:6.0f} ms over {jobs:,}", file=sys.stderr)
-    return {f"{name}_ratio": round(medians[name, "many"] / medians[name, "few"], 3) for name in _COMMANDS}
+        print(f"{name:<14} {few:6.0f} ms CPU over a few jobs, {many:6.0f} ms over {jobs:,}", file=sys.stderr)
+    return {figure(name): round(medians[name, "many"] / medians[name, "few"], 3) for name in COMMANDS}
 
 
 def _command(name: str, folder: Path, number: int) -> list[str]:
-    if name == "run":
-        return [sys.executable, "-m", "bench.jobs_scale", str(folder / "state")]
-    arguments = {
-        "list": ["list"],
-        "show": ["show", "00000000beef"],
-        "resume": ["resume"],
-        "prune": ["prune", "--dry-run"],
-        "cancel": ["cancel", f"{number:012x}"],
-    }
-    return [sys.executable, "-m", "servicectl", "--config", str(folder / "servicectl.toml"), "jobs", *arguments[name]]
+    if name not in ARGUMENTS:
+        return [sys.executable, "-m", "bench.jobs_scale", str(folder / "state"), name]
+    arguments = [argument.format(number=number, folder=folder) for argument in ARGUMENTS[name]]
+    return [sys.executable, "-m", "servicectl", "--config", str(folder / "servicectl.toml"), *arguments]
 
 
 def _fill(folder: Path, jobs: int) -> None:
-    """Ended jobs over the last two years with four steps and three events each, one a minute or so; and some that wait."""
+    """Ended jobs over the last two years with four steps and three events each, one a minute or so; some wait, some failed."""
     from servicectl.store import Store
 
     ended = (
@@ -98,10 +118,15 @@ def _fill(folder: Path, jobs: int) -> None:
             " 'bench', 1, 'waits-' || range, '{}', 'PENDING', 0, 0, 5, TIMESTAMP '2999-01-01', 'operator', NULL, false,"
             f" NULL, false, NULL, NULL, now()::TIMESTAMP, now()::TIMESTAMP, NULL FROM range({_WAITING})"
         )
+        connection.execute(
+            f"INSERT INTO jobs ({names}) SELECT ('ffffffff-ffff-7fff-9fff-' || lpad(to_hex(range), 12, '0'))::UUID,"
+            " 'bench', 1, 'failed-' || range, '{}', 'FAILED', 1, 5, 5, now()::TIMESTAMP, 'operator', NULL, false,"
+            f" 'failed', false, NULL, 1, now()::TIMESTAMP, now()::TIMESTAMP, now()::TIMESTAMP FROM range({_WAITING})"
+        )
         connection.execute("DROP TABLE ended")
 
 
-def _cpu_seconds(command: list[str]) -> float:
+def _cpu_seconds(command: list[str], fails_with: bytes | None) -> float:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SERVICECTL_")}
     ours.pop("PYTHONDONTWRITEBYTECODE", None)  # else compiling is measured, again in every round
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -109,19 +134,23 @@ def _cpu_seconds(command: list[str]) -> float:
         command, cwd=Path(__file__).parents[1], env=ours, stdin=subprocess.DEVNULL, capture_output=True
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if finished.returncode:
+    if finished.returncode != (fails_with is not None) or (fails_with or b"") not in finished.stdout + finished.stderr:
         sys.stderr.buffer.write(finished.stderr)
-        finished.check_returncode()
+        raise subprocess.CalledProcessError(finished.returncode, command)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _submit_and_run(folder: Path) -> None:
+def _submit(folder: Path, what: str) -> None:
     from servicectl.jobs.model import NewJob, Result
     from servicectl.jobs.runner import Kind, Runner
 
     runner = Runner(folder, {"bench": Kind("bench", lambda _context: Result("done"))})
-    assert runner.run(runner.submit(NewJob("bench", "bench")).job.job_id).exit_status == 0
+    job = runner.submit(NewJob("bench", "bench")).job
+    if what == "submit":
+        runner.table.request_cancel(job.job_id)
+    else:
+        assert runner.run(job.job_id).exit_status == 0
 
 
 if __name__ == "__main__":
-    _submit_and_run(Path(sys.argv[1]))
+    _submit(Path(sys.argv[1]), sys.argv[2])

@@ -22,7 +22,7 @@ from servicectl.jobs.model import State
 from servicectl.jobs.runner import Runner
 from servicectl.store import SCHEMA_VERSION, Store
 from tests.jobs.program import runner
-from tests.parts import ROOT
+from tests.parts import ROOT, missing
 from tests.parts.jobs import Start, job_programs
 from tests.parts.stores import store_of_version_1
 
@@ -177,7 +177,7 @@ def test_a_program_that_changes_the_store_during_its_migration_loses_nothing_and
 def test_a_migration_without_the_space_leaves_the_store_and_no_growing_heap_of_copies(tmp_path: Path) -> None:
     mounting = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(tmp_path)]
     if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
-        pytest.skip("only root can mount")
+        missing("root", "only root can mount")
     try:
         path = store_of_version_1(tmp_path)
         rows, size = _rows(path), path.stat().st_size

@@ -17,7 +17,7 @@ from servicectl.errors import StoreError
 from servicectl.jobs.model import NewJob
 from servicectl.store import Store
 from tests.jobs.program import runner
-from tests.parts import ROOT
+from tests.parts import ROOT, missing
 from tests.parts.jobs import Start, job_programs
 
 _WRITER = """
@@ -249,7 +249,7 @@ def test_a_disk_too_full_to_fold_the_wal_keeps_what_was_committed(tmp_path: Path
     """The WAL has room, the file has not: the transaction is done, and folded in when there is room again."""
     mounting = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(tmp_path)]
     if os.getuid() != 0 or subprocess.run(mounting).returncode != 0:
-        pytest.skip("only root can mount")
+        missing("root", "only root can mount")
     try:
         store = Store(tmp_path)
         _insert(store, "one")

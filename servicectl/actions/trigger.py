@@ -91,7 +91,8 @@ class Desk:
         if limit > MAX_LISTED:
             raise UsageError(f"limit is {limit}, at most {MAX_LISTED} jobs are listed")
         found = self.world.runner.table.newest(limit=limit, unfinished_only=unfinished_only, kind=kind)
-        return [self._seen(job) for job in found]
+        interrupted = self.world.runner.interrupted(found)
+        return [Seen(job, job.job_id in interrupted) for job in found]
 
     def events(self, job_id: str) -> list[Event]:
         """All of them, oldest first; at least one. Raises UnknownJob."""
@@ -146,7 +147,7 @@ class Desk:
         return Seen(job, self.world.runner.is_interrupted(job))
 
     def _is_worked_on(self, job: Job) -> bool:
-        return job.state is State.RUNNING and not self.world.runner.is_interrupted(job)
+        return job.state is State.RUNNING and self.world.runner.locks.alive(job.scope)
 
     def _is_due(self, job: Job) -> bool:
         return job.state is State.RUNNING or job.not_before <= stored(self.world.clock.now())

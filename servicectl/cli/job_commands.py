@@ -12,7 +12,8 @@ def list_jobs(at: Session, *, limit: int | None = LIST_LIMIT, unfinished: bool =
 
     runner = at.world.runner
     found = runner.table.newest(limit=limit or 1_000_000, unfinished_only=unfinished, failed_only=failed)
-    shown = [job_views.view(job, interrupted=runner.is_interrupted(job)) for job in found]
+    interrupted = runner.interrupted(found)
+    shown = [job_views.view(job, interrupted=job.job_id in interrupted) for job in found]
     at.end({"jobs": shown}, lambda: job_views.print_list(at.screen, shown, at.world.clock.now()))
 
 

@@ -143,7 +143,10 @@ def prune(
     before = at.world.clock.now() - timedelta(days=_days(at.world.config, days))
     gone = at.world.runner.prune(before, dry_run=dry_run)
     verb = "would delete" if dry_run else "deleted"
-    at.end({"pruned": gone, "dry_run": dry_run}, lines([f"{verb} {len(gone)} job(s)"]))
+    told = [f"{verb} {len(gone.jobs)} job(s)"]
+    if gone.leftovers:
+        told.append(f"{verb} work files of {len(gone.leftovers)} job(s) that an earlier prune left behind")
+    at.end({"pruned": gone.jobs, "leftovers": gone.leftovers, "dry_run": dry_run}, lines(told))
 
 
 @app.command(

@@ -36,6 +36,7 @@ EDGES: Mapping[str, tuple[State | None, State, str]] = {
     "complete": (State.RUNNING, State.COMPLETED, "the owner"),
     "retry_later": (State.RUNNING, State.PENDING, "the owner, after a failure that time may cure"),
     "give_back": (State.RUNNING, State.PENDING, "the owner, on SIGTERM or SIGINT; the attempt is returned"),
+    "release": (State.RUNNING, State.PENDING, "the next holder of the lock, for another job, after the owner died"),
     "fail": (State.RUNNING, State.FAILED, "the owner, when no attempt is left or retrying cannot help"),
     "exhaust": (State.RUNNING, State.FAILED, "the next holder of the lock, when the last attempt died too"),
     "stop": (State.RUNNING, State.CANCELLED, "the owner, asked to cancel; or anybody once the owner is dead"),
@@ -45,7 +46,7 @@ EDGES: Mapping[str, tuple[State | None, State, str]] = {
 }
 
 
-OWNER_DIED = "its owner had died"  # the detail of a `stop` that its owner did not take itself
+OWNER_DIED = "its owner had died"  # the detail of a `stop` or `release`, which its owner did not take itself
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,14 @@ class Ran:
     exit_status: ExitStatus
     error: ServicectlError | None = None
     children: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Ids of the jobs that went, or would go; and of jobs long gone whose work files were still there."""
+
+    jobs: list[str]
+    leftovers: list[str]
 
 
 class Runner:
@@ -149,17 +158,50 @@ class Runner:
     def _carry_on(self, jobs: Iterable[Job]) -> list[Ran]:
         return self.drain((job.job_id for job in jobs if self._is_due(job)), only_if_due=True)
 
-    def prune(self, before: datetime, *, dry_run: bool) -> list[str]:
-        """Delete ended jobs older than a moment, rows first, then their work files; returns the ids."""
+    def prune(self, before: datetime, *, dry_run: bool) -> Pruned:
+        """Delete ended jobs older than a moment, rows first, then their work files.
+
+        Work files as old that belong to no job go too: those of a prune that was killed in between.
+        """
+        jobs = self.table.prune(before, dry_run=dry_run)
+        if not dry_run:
+            crash.point("jobs/prune/rows")
+        leftovers = [job_id for job_id in self._without_job(before) if job_id not in set(jobs)]
+        for job_id in [*jobs, *leftovers] if not dry_run else []:
+            self._delete_work(job_id)
+            crash.point("jobs/prune/folder")
+        return Pruned(jobs, leftovers)
+
+    def _without_job(self, before: datetime) -> list[str]:
+        # Listed before the rows are read: a job has its row before its folder.
+        old = []
+        for path in (self.folder / "work").glob("*"):
+            with contextlib.suppress(FileNotFoundError):  # another prune's
+                if path.stat().st_mtime < before.timestamp():
+                    old.append(path.name)
+        return self.table.without_row(old) if old else []
+
+    def _delete_work(self, job_id: str) -> None:
         import shutil
 
-        gone = self.table.prune(before, dry_run=dry_run)
-        for job_id in gone if not dry_run else []:
-            shutil.rmtree(self.folder / "work" / job_id, ignore_errors=True)
-        return gone
+        folder = self.folder / "work" / job_id
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.warning(f"{folder} could not be deleted, the next prune tries again: {error}")
+
+    def interrupted(self, jobs: Iterable[Job]) -> set[str]:
+        """Of jobs as they were read, the ids of those whose process died."""
+        # A job's end is committed before its lock goes. So one that ended since it was read has a free lock too, and
+        # what is still RUNNING after the lock was found free has nobody.
+        return self.table.still_running(
+            job for job in jobs if job.state is State.RUNNING and not self.locks.alive(job.scope)
+        )
 
     def is_interrupted(self, job: Job) -> bool:
-        return job.state is State.RUNNING and not self.locks.alive(job.scope)
+        return bool(self.interrupted([job]))
 
     def _is_due(self, job: Job) -> bool:
         if job.state is State.RUNNING:
@@ -238,8 +280,9 @@ class Runner:
 def worst(statuses: Sequence[ExitStatus]) -> ExitStatus:
     """The exit status of several results: the first of failed, configuration, try again, not measured that occurs."""
     order = [
-        ExitStatus.FAILED, ExitStatus.CONFIG, ExitStatus.USAGE, ExitStatus.TRY_AGAIN, ExitStatus.NOT_MEASURED,
-        ExitStatus.NEEDS_OPERATOR, ExitStatus.REJECTED, ExitStatus.DRIFT_FOUND,
+        ExitStatus.FAILED, ExitStatus.STORE_DAMAGED, ExitStatus.STORE_DENIED, ExitStatus.STORE_FULL, ExitStatus.CONFIG,
+        ExitStatus.USAGE, ExitStatus.TRY_AGAIN, ExitStatus.NOT_MEASURED, ExitStatus.NEEDS_OPERATOR,
+        ExitStatus.REJECTED, ExitStatus.DRIFT_FOUND,
     ]  # fmt: skip
     return next((status for status in order if status in statuses), ExitStatus.OK)
 
@@ -291,4 +334,4 @@ def _unexpected(error: Exception) -> ServicectlError:
     return wrapped
 
 
-__all__ = ["Kind", "Ran", "Result", "Retries", "Runner", "worst"]
+__all__ = ["Kind", "Pruned", "Ran", "Result", "Retries", "Runner", "worst"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -11,6 +9,7 @@ from typing import Any
 
 from servicectl.clock import SYSTEM, Clock, stored
 from servicectl.errors import Busy, UsageError
+from servicectl.jobs.ids import child_id, new_job_id
 from servicectl.jobs.model import EDGES, OWNER_DIED, Event, Job, NewJob, Result, State, Step
 from servicectl.jobs.owner import described
 from servicectl.jobs.rows import BY_ID, UNFINISHED, job_rows, moved_jobs, step_rows, the_one, to_json
@@ -26,19 +25,6 @@ class Fenced(Exception):
 class Submitted:
     job: Job
     created: bool
-
-
-def new_job_id(clock: Clock) -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids sort by time."""
-    milliseconds = int(clock.now().timestamp() * 1000)
-    random = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & ((1 << 48) - 1)) << 80 | 0x7 << 76 | (random >> 68 & 0xFFF) << 64
-    return str(uuid.UUID(int=value | 0b10 << 62 | random & ((1 << 62) - 1)))
-
-
-def child_id(parent_id: str, kind: str, scope: str) -> str:
-    """The same parent always has the same child for a scope, however often it is killed and resumed."""
-    return str(uuid.uuid5(uuid.UUID(parent_id), f"{kind} {scope}"))
 
 
 def _asks_the_same(job: Job, new: NewJob) -> bool:
@@ -99,6 +85,26 @@ class JobTable:
         wanted = None if scopes is None else list(scopes)
         where, values = (UNFINISHED, []) if wanted is None else (f"{UNFINISHED} AND list_contains(?, scope)", [wanted])
         return self._select(where, values, "ORDER BY created_at, job_id")
+
+    def still_running(self, jobs: Iterable[Job]) -> set[str]:
+        """Of jobs as they were read before, the ids of those that are RUNNING in the same epoch now."""
+        read = {job.job_id: job.epoch for job in jobs}
+        if not read:
+            return set()
+        now = self._select("state = 'RUNNING' AND list_contains(?, job_id::VARCHAR)", [list(read)])
+        return {job.job_id for job in now if job.epoch == read[job.job_id]}
+
+    def without_row(self, job_ids: Iterable[str]) -> list[str]:
+        """Of these ids those that no job has; none where there is no store to ask."""
+        with self._store.reading() as connection:
+            if connection is None:
+                return []
+            rows = connection.execute(
+                "SELECT id FROM (SELECT unnest(?::VARCHAR[]) AS id) WHERE TRY_CAST(id AS UUID) IS NOT NULL"
+                " AND TRY_CAST(id AS UUID) NOT IN (SELECT job_id FROM jobs) ORDER BY id",
+                [list(job_ids)],
+            ).fetchall()
+        return [str(job_id) for (job_id,) in rows]
 
     def answered(self, kind: str, request_id: str) -> Job | None:
         """The job that a request id was answered with, None for a new one."""
@@ -179,7 +185,8 @@ class JobTable:
         """Given that the caller holds the scope's lock, make the job its own; None when it has ended meanwhile.
 
         None, too, with `only_if_due` for a job that somebody has put off meanwhile. Raises nothing for a job whose
-        last attempt died: that job ends as FAILED here, and None is returned.
+        last attempt died: that job ends as FAILED here, and None is returned. Another job of the scope that died is
+        released with it: from now on the lock is held again, and would show it as alive.
         """
         now = stored(self._clock.now())
         with self._store.transaction() as connection:
@@ -190,11 +197,12 @@ class JobTable:
             waiting = job.state is State.PENDING
             if waiting and only_if_due and not job.is_due(now):
                 return None
-            if not waiting:
-                fail_running(connection, job, "the owner died", now)
-                if job.cancel_requested or job.attempts >= job.max_attempts:
-                    self._end_orphan(connection, job)
-                    return None
+            others = "scope = ? AND state = 'RUNNING' AND job_id <> ?"
+            for dead in job_rows(connection, others, [job.scope, job_id]):
+                if not self._is_over(connection, dead, now):
+                    self._move(connection, dead, "release", {"not_before": now}, detail=OWNER_DIED)
+            if not waiting and self._is_over(connection, job, now):
+                return None
             edge = "claim" if waiting else "take_over"
             fields = {
                 "epoch": job.epoch + 1,
@@ -206,10 +214,14 @@ class JobTable:
             claimed = self._move(connection, job, edge, fields, detail=described(owner))
             return claimed, step_rows(connection, job_id)
 
-    def _end_orphan(self, connection: Any, job: Job) -> None:
+    def _is_over(self, connection: Any, job: Job, now: datetime) -> bool:
+        """Given that the job's owner died, end its step, and the job itself if nobody is to take it up again."""
+        fail_running(connection, job, "the owner died", now)
         if job.cancel_requested:
             self._move(connection, job, "stop", {"outcome": "cancelled"}, detail=OWNER_DIED)
-            return
+            return True
+        if job.attempts < job.max_attempts:
+            return False
         error = f"the process died in each of {job.attempts} attempts"
         fields = {
             "needs_operator": True,
@@ -217,6 +229,7 @@ class JobTable:
             "cure": f"servicectl jobs show {job.short_id}, then jobs retry",
         }
         self._move(connection, job, "exhaust", {**fields, "outcome": "failed", "exit_status": 1}, detail=error)
+        return True
 
     def change_steps(self, job: Job, change: StepChange) -> bool:
         """End and begin steps of a job we own; returns whether a cancel was asked for. Raises Fenced."""
@@ -303,8 +316,7 @@ class JobTable:
         with self._store.transaction() as connection:
             job = self._known(connection, job_id)
             if job.state is State.RUNNING and job.cancel_requested:
-                fail_running(connection, job, "the owner died", stored(self._clock.now()))
-                self._end_orphan(connection, job)
+                self._is_over(connection, job, stored(self._clock.now()))
             return self._known(connection, job_id)
 
     def retry(self, job_id: str, from_step: str | None = None) -> Job:

@@ -130,12 +130,11 @@ def test_what_would_make_a_slots_job_another_one_belongs_into_the_configuration(
 
 
 def test_resume_makes_up_for_the_newest_missed_slot_and_passes_over_the_others(site: Site) -> None:
-    schedule(site, '\n[schedules.drift-check]\ncron = "0 0 * * *"\nmissed = "latest"\nzone = "UTC"\n')
+    newest = datetime.now(UTC).replace(minute=0) - timedelta(hours=6)  # no longer its timer's
+    schedule(site, f'\n[schedules.drift-check]\ncron = "0 {newest.hour} * * *"\nmissed = "latest"\nzone = "UTC"\n')
     schedule(site, RETRAIN_LATER)
-    four_days_ago = datetime.now(UTC).replace(hour=12, minute=0) - timedelta(days=4)
-    assert slots.start(at(site, four_days_ago), "drift-check") == []
-    if datetime.now(UTC).hour == 0:
-        pytest.skip("at midnight the newest slot is its timer's still")
+    before_the_last_four = newest - timedelta(days=4) + timedelta(hours=12)
+    assert slots.start(at(site, before_the_last_four), "drift-check") == []
 
     ended = site.run("--json", "jobs", "resume")
 
@@ -285,13 +284,13 @@ def test_a_run_of_a_slot_that_died_is_finished_by_resume_and_not_begun_anew_by_a
 @pytest.mark.parametrize("words", [("jobs", "list"), ("jobs", "resume"), ("drift-check", "--help")])
 def test_the_calendar_is_not_even_imported_where_nobody_asks_for_slots(tmp_path: Path, words: tuple[str, ...]) -> None:
     file = tmp_path / "servicectl.toml"
-    file.write_text(
-        f'[state]\nfolder = "{tmp_path}/state"\n[schedules]\ndrift-check.zone = "UTC"\nretrain.zone = "UTC"\n'
+    far = (datetime.now(UTC) + timedelta(hours=12)).hour  # near a slot, every resume looks
+    slots_far_off = "".join(
+        f'{job} = {{ zone = "UTC", cron = "0 {far} * * *" }}\n' for job in ("drift-check", "retrain")
     )
+    file.write_text(f'[state]\nfolder = "{tmp_path}/state"\n[schedules]\n{slots_far_off}')
     command = [sys.executable, "-X", "importtime", "-m", "servicectl", "--config", str(file)]
     first = subprocess.run([*command, "jobs", "resume"], cwd=ROOT, capture_output=True, text=True)
-    if datetime.now(UTC).hour < 3:
-        pytest.skip("near a slot, every resume looks")
     assert "cronsim" in first.stderr
 
     ended = subprocess.run([*command, *words], cwd=ROOT, capture_output=True, text=True)

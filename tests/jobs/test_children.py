@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from servicectl.errors import ExitStatus
+from servicectl.jobs.ids import child_id
 from servicectl.jobs.model import Job, NewJob, Result, State
 from servicectl.jobs.runner import Runner
-from servicectl.jobs.table import child_id
 from tests.jobs.conftest import HandClock
 from tests.jobs.program import effects, runner
 from tests.parts.jobs import Start

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from datetime import timedelta
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,7 @@ import pytest
 from servicectl.clock import stored
 from servicectl.errors import ExitStatus
 from servicectl.jobs.model import EDGES, ENDED, NewJob, State
-from servicectl.jobs.runner import Kind, Retries, Runner, worst
+from servicectl.jobs.runner import Kind, Pruned, Retries, Runner, worst
 from tests.jobs.conftest import HandClock, edges
 from tests.jobs.program import KINDS, act, effects, runner
 from tests.parts import ROOT
@@ -52,8 +57,13 @@ def test_every_edge_is_recorded_with_where_it_came_from(start: Start, tmp_path: 
     start("run", dead, crash_at="work/claimed").ended()
     mine.table.request_cancel(dead)
     mine.run(dead)
+    beside = mine.submit(NewJob("work", "beside", {"children": [{"kind": "child", "scope": "freed"}]})).job.job_id
+    freed = mine.submit(NewJob("work", "freed")).job.job_id
+    mine.run(beside)
+    start("run", freed, crash_at="work/claimed").ended()
+    mine.run_with_children(beside)
 
-    for job_id in (*jobs.values(), dead):
+    for job_id in (*jobs.values(), dead, freed):
         events = mine.table.events(job_id)
         states = [event.to_state for event in events]
         assert [event.from_state for event in events] == [None, *states[:-1]]
@@ -178,12 +188,57 @@ def test_prune_forgets_old_ended_jobs_and_never_an_unfinished_one(
 
     named = mine.prune(hand.moment - timedelta(seconds=50), dry_run=dry_run)
 
-    assert named == [old.job_id]
+    assert named == Pruned([old.job_id], [])
     left = {job.job_id for job in mine.table.newest()}
     assert left == {waiting.job_id, young.job_id} | ({old.job_id} if dry_run else set())
     assert {folder.name for folder in work.iterdir()} == left
     assert bool(mine.table.events(old.job_id)) == bool(mine.table.steps(old.job_id)) == dry_run
     assert mine.submit(NewJob("work", "old", request_id="old")).created is not dry_run
+
+
+@pytest.mark.parametrize("killed_at", ["rows", "folder"])
+def test_a_prune_that_was_killed_is_finished_by_the_next_one(mine: Runner, tmp_path: Path, killed_at: str) -> None:
+    ended = sorted(mine.submit(NewJob("work", scope, {"steps": ["one=file"]})).job.job_id for scope in ("a", "b"))
+    for job_id in ended:
+        mine.run(job_id)
+    waiting = mine.submit(NewJob("work", "waiting")).job.job_id
+    work = tmp_path / "work"
+    (work / waiting / "1").mkdir(parents=True)
+    (work / "notes of the operator").mkdir()
+    config = tmp_path / "servicectl.toml"
+    config.write_text(f'[state]\nfolder = "{tmp_path}"\n')
+
+    def prune(crash_at: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "servicectl", "--config", str(config), "jobs", "prune", "--days", "0"]
+        environment = {**os.environ, "SERVICECTL_CRASH_AT": crash_at}
+        return subprocess.run(
+            [*command, "--json", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
+    killed = prune(f"jobs/prune/{killed_at}")
+    left = sorted(path.name for path in work.iterdir() if path.name in ended)
+    would = json.loads(prune("", "--dry-run").stdout)
+    did = json.loads(prune().stdout)
+
+    assert killed.returncode == -signal.SIGKILL
+    assert left == (ended if killed_at == "rows" else ended[1:])
+    assert (would["pruned"], would["leftovers"], would["dry_run"]) == ([], left, True)
+    assert (did["pruned"], did["leftovers"], did["dry_run"]) == ([], left, False)
+    assert sorted(path.name for path in work.iterdir()) == sorted([waiting, "notes of the operator"])
+
+
+def test_young_work_files_without_a_job_are_left_alone(mine: Runner, tmp_path: Path) -> None:
+    mine.submit(NewJob("work", "a"))
+    folder = tmp_path / "work" / "00000000-0000-7000-8000-000000000000"
+    folder.mkdir(parents=True)
+
+    young = mine.prune(datetime.now(UTC) - timedelta(hours=1), dry_run=False)
+    kept = folder.exists()
+    os.utime(folder, (0, 0))
+    old = mine.prune(datetime.now(UTC) - timedelta(hours=1), dry_run=False)
+
+    assert (young, kept) == (Pruned([], []), True)
+    assert (old, folder.exists()) == (Pruned([], [folder.name]), False)
 
 
 @pytest.mark.parametrize(

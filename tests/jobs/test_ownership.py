@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -63,6 +64,79 @@ def test_two_jobs_of_one_scope_never_overlap(start: Start, mine: Runner, tmp_pat
     mine.run(second.job_id)
 
     assert effects(tmp_path) == ["one", "two"]
+
+
+def test_a_dead_job_is_released_when_another_job_of_its_scope_begins_and_does_not_look_alive(
+    start: Start, mine: Runner, tmp_path: Path
+) -> None:
+    dead = mine.submit(NewJob("work", "a-scope", {"steps": ["one", "two"]})).job
+    second = mine.table.complete(*_claimed_parent(mine, NewJob("child", "a-scope", {"steps": ["three=wait"]})))[0]
+    start("run", dead.job_id, crash_at="work/two/effect").ended()
+    seen_dead = mine.table.get(dead.job_id)
+    before = mine.is_interrupted(seen_dead)
+
+    beside = start("run", second.job_id)
+    beside.line()
+    released, steps = mine.table.get(dead.job_id), mine.table.steps(dead.job_id)
+    alive = [job.job_id for job in mine.table.newest() if job.state is State.RUNNING]
+    beside.go_on()
+    beside.ended()
+    mine.resume()
+
+    assert (before, released.state, alive) == (True, State.PENDING, [second.job_id])
+    assert [(step.name, step.state) for step in steps] == [("one", "COMPLETED"), ("two", "FAILED")]
+    assert effects(tmp_path) == ["one", "two", "three", "two"]
+    assert edges(mine, dead) == ["submit", "claim", "release", "claim", "complete"]
+    assert mine.table.get(dead.job_id).attempts == 2
+
+
+@pytest.mark.parametrize(("cancelled", "edge"), [(True, "stop"), (False, "exhaust")])
+def test_a_dead_job_that_nobody_is_to_take_up_again_ends_when_another_job_of_its_scope_begins(
+    start: Start, mine: Runner, *, cancelled: bool, edge: str
+) -> None:
+    dead = mine.table.submit(NewJob("work", "a-scope"), step_schema=1, max_attempts=2 if cancelled else 1).job
+    second = mine.table.complete(*_claimed_parent(mine, NewJob("child", "a-scope", {"steps": ["two"]})))[0]
+    start("run", dead.job_id, crash_at="work/claimed").ended()
+    if cancelled:
+        mine.table.request_cancel(dead.job_id)
+
+    mine.run(second.job_id)
+
+    assert edges(mine, dead) == ["submit", "claim", edge]
+    assert mine.table.get(second.job_id).state is State.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("step", "state"),
+    [("one", "COMPLETED"), ("one=bad", "FAILED"), ("one=unavailable", "PENDING"), ("kill", "RUNNING")],
+)
+def test_a_job_is_not_told_as_dead_by_a_row_that_was_read_before_it_ended(
+    start: Start, mine: Runner, step: str, state: str
+) -> None:
+    job = mine.submit(NewJob("work", "a-scope", {"steps": ["zero=wait", step.replace("kill", "one")]})).job
+    running = start("run", job.job_id)
+    running.line()
+    read = mine.table.get(job.job_id)
+    if step == "kill":
+        running.killed()
+    else:
+        running.go_on()
+        running.ended()
+
+    dead = mine.is_interrupted(read)
+
+    assert (read.state, mine.table.get(job.job_id).state) == (State.RUNNING, State(state))
+    assert dead == (step == "kill") == (read.job_id in mine.interrupted([read]))
+
+
+def test_a_row_read_in_an_earlier_epoch_tells_nothing_of_the_later_one(start: Start, mine: Runner) -> None:
+    job = mine.submit(NewJob("work", "a-scope", {"steps": ["one"]})).job
+    for _ in range(2):
+        start("run", job.job_id, crash_at="work/one/effect").ended()
+    now = mine.table.get(job.job_id)
+
+    assert mine.interrupted([replace(now, epoch=1)]) == set()
+    assert mine.interrupted([now]) == {job.job_id}
 
 
 def _claimed_parent(mine: Runner, child: NewJob) -> tuple[Job, Result, StepChange, list[tuple[NewJob, int, int]]]:

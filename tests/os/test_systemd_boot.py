@@ -17,7 +17,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.parts import ROOT
+from tests.parts import ROOT, missing
 from tests.parts.estate import MODELS
 from tests.parts.machine import CONFIG, PYTHON, documented, hierarchies, sweep, until
 from tests.parts.systemd import Systemd, systemd
@@ -157,7 +157,8 @@ def alerts(booted: Systemd) -> list[str]:
 def controller(booted: Systemd, name: str) -> Path:
     found = booted.machine.cgroups.get(name)
     if found is None:
-        pytest.skip(f"the cgroup controller {name} is not at hand: the kernel offers it to no child of our own cgroup")
+        missing(f"the cgroup controller {name}", "the kernel offers it to no child of our cgroup or of one above it")
+    assert found is not None
     return found
 
 

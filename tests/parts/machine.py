@@ -117,7 +117,7 @@ class Hierarchy:
     """A cgroup hierarchy: the controllers that /proc/self/cgroup names, and our own folder in it."""
 
     controllers: str  # "" for version 2
-    folder: Path
+    folder: Path  # where a cgroup of a test's goes
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def machine(init: str) -> Iterator[Machine]:
 
 
 def hierarchies() -> list[Hierarchy]:
-    """Every hierarchy there is, with the cgroup that this process is in."""
+    """Every hierarchy there is, with the cgroup that this process is in, or one above it that has controllers to give."""
     mounts: list[tuple[str, set[str], str, Path]] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
@@ -254,11 +254,26 @@ def hierarchies() -> list[Hierarchy]:
         wanted = set(controllers.split(",")) if controllers else set()
         for kind, options, top, at in mounts:
             if (kind == "cgroup2") is (not controllers) and wanted <= options and own.startswith(top):
-                found.append(Hierarchy(controllers, at / os.path.relpath(own, top)))
+                ours = at / os.path.relpath(own, top)
+                found.append(Hierarchy(controllers, ours if controllers else _with_controllers(ours, at)))
                 break
         else:
             missing("a machine of its own", f"the cgroup hierarchy {controllers or 'v2'!r} is not mounted here")
     return found
+
+
+def offered(cgroup: Path) -> set[str]:
+    """The controllers that a cgroup of version 2 gives its children."""
+    return set((cgroup / "cgroup.subtree_control").read_text().split())
+
+
+def _with_controllers(ours: Path, top: Path) -> Path:
+    """Version 2: the nearest cgroup from ours upwards whose children can be limited, else ours.
+
+    One with processes in it, as ours is, can give its children no controllers, unless it is the kernel's own root.
+    """
+    upwards = [ours, *(place for place in ours.parents if place.is_relative_to(top))]
+    return next((place for place in upwards if {"cpu", "memory"} <= offered(place)), ours)
 
 
 def _make_cgroup(hierarchy: Hierarchy, folder: Path) -> None:
