@@ -1,6 +1,7 @@
 """`python -m bench NAME`: one benchmark's figures as a table, or with --json as one JSON object on stdout.
 
-Exit status 0 when everything was measured, also over a limit: a figure from a busy machine is for a reader to judge.
+Exit status 0 when everything was measured, also over a limit: a figure from a busy machine is for a reader to judge. Where a
+benchmark can see a promise broken (`is_broken`), that is 1.
 """
 
 from __future__ import annotations
@@ -81,6 +82,9 @@ def main() -> None:
         print(json.dumps(figures))
     else:
         _print_table(arguments.name, figures, getattr(module, "LIMITS", {}), getattr(module, "MINIMUM", {}))
+    is_broken = getattr(module, "is_broken", None)
+    if is_broken is not None and is_broken(figures):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from servicectl import log
 from servicectl.actions import history
 from servicectl.actions.kinds import PUBLISH, SYNC_PRODUCTION, serving_scope
@@ -39,14 +37,19 @@ from servicectl.config import (
 )
 from servicectl.errors import ServicectlError, StoreError, TryAgain
 from servicectl.estate.artifacts import names
-from servicectl.estate.artifacts.pointer import decode
+from servicectl.estate.artifacts.pointer import Pointer, decode, encode
 from servicectl.estate.artifacts.protocol import ArtifactStore, NoSuchBlob
 from servicectl.jobs.model import NewJob, State
 from servicectl.training.spec import canonical
 
 MODEL = "Race"
 FOLDER = f"Model_{MODEL}/"
-_PAUSE_S = 0.003  # between two looks: a reader that spins takes a core from those it watches
+_PAUSE_S = 0.006  # between two looks: a reader that spins takes a core from those it watches
+_SYNC_PAUSE_S = 1.0
+# A publisher that lost may have swapped after the winner; the winner, the loser or sync-production mends that, and after a
+# kill whoever is first of them again.
+_LOSERS_BODY_S = 15.0
+_UNVERIFIED = ("digest", "sha256", "has generation", "damaged", "signed")  # in what sync-production could not serve
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class Track:
                 redis=RedisConfig(url=self.redis_url),
                 # What a killed publisher holds of the registry is free after the sum of these: with the defaults, two
                 # minutes, in which all that is seen is publishers that wait.
-                handler=HandlerConfig(timeout_s=1.0, statement_deadline_s=1.0, clock_skew_s=0.2),
+                handler=HandlerConfig(timeout_s=0.8, statement_deadline_s=0.8, clock_skew_s=0.1),
                 serving=ServingConfig(canary="off", max_mb=600.0),
                 artifacts=ArtifactsConfig(url=self.url),
                 jobs=JobsConfig(max_attempts=1_000_000, retry_base_s=0.001, retry_cap_s=0.01),
@@ -146,40 +149,91 @@ def reader(track: Track, report: Path) -> None:
     """Look at production without a pause; every look and every violation is a line in the report."""
     store = track.world("reader").artifacts
     newest, is_there = 0, False
+    overtaken: tuple[str, int] | None = None
+    since = 0.0
     with report.open("a", buffering=1) as out:
         while True:
             time.sleep(_PAUSE_S)
             violations: list[str] = []
+            seen = None
             try:
-                generation = _look(track, store, violations)
+                seen = _look(track, store, violations)
             except ServicectlError as error:
                 # A party that is away is not a broken promise; anything else is.
                 if error.retryable:
                     continue
-                generation = None
-                violations.append(f"{type(error).__name__}: {error}")
-            if generation is None and is_there and not violations:
+                if is_there or not isinstance(error, NoSuchBlob):
+                    violations.append(f"{type(error).__name__}: {error}")
+            if seen is None and is_there and not violations:
                 violations.append("no pointer")
-            if generation is not None:
-                if generation < newest:
-                    violations.append(f"generation {generation} after {newest}")
-                newest, is_there = max(newest, generation), True
-            out.write(json.dumps({"generation": generation, "violations": violations}) + "\n")
+            if seen is not None:
+                if seen.generation < newest:
+                    violations.append(f"generation {seen.generation} after {newest}")
+                newest, is_there = max(newest, seen.generation), True
+                if seen.overtaken is None:
+                    overtaken = None
+                elif overtaken != (seen.overtaken, seen.generation):
+                    overtaken, since = (seen.overtaken, seen.generation), time.monotonic()
+                elif time.monotonic() - since > _LOSERS_BODY_S:
+                    violations.append(f"the body of a publish that lost stays over generation {seen.generation}")
+            generation = None if seen is None else seen.generation
+            line = {"generation": generation, "overtaken": overtaken is not None, "violations": violations}
+            out.write(json.dumps(line) + "\n")
 
 
-def _look(track: Track, store: ArtifactStore, violations: list[str]) -> int | None:
+@dataclass(frozen=True)
+class _Seen:
+    """`overtaken`: the ETag of a production body that is neither the pointer's nor of a publish under way."""
+
+    generation: int
+    overtaken: str | None
+
+
+def _look(track: Track, store: ArtifactStore, violations: list[str]) -> _Seen | None:
+    found = _pointer(store)
+    if found is None:
+        return None
+    if hashlib.sha256(store.read(found.name)[0]).hexdigest() != found.sha256:
+        again = _pointer(store)
+        if again is not None and again.generation == found.generation:
+            violations.append(f"{found.name} does not have the pointer's digest")
+    content, body = store.read(names.production(FOLDER, MODEL, "pkl"))
+    digest = hashlib.sha256(content).hexdigest()
+    if not (track.candidates / digest).exists():
+        violations.append(f"the production body {digest[:12]} is no candidate's")
+    if digest == found.sha256:
+        return _Seen(found.generation, None)
+    # The two blobs cannot be read at one moment: the pointer may have risen since.
+    now = _pointer(store)
+    if now is None:
+        return None
+    told = body.metadata.get("generation", "")
+    is_pending = told.isdecimal() and int(told) > now.generation
+    return _Seen(now.generation, None if digest == now.sha256 or is_pending else body.etag)
+
+
+def _pointer(store: ArtifactStore) -> Pointer | None:
     try:
-        content = store.read(names.production(FOLDER, MODEL, "json"))[0]
+        return decode(store.read(names.production(FOLDER, MODEL, "json"))[0])[0]
     except NoSuchBlob:
         return None
-    pointer, _ = decode(content)
-    assert pointer is not None
-    if hashlib.sha256(store.read(pointer.name)[0]).hexdigest() != pointer.sha256:
-        violations.append(f"{pointer.name} does not have the pointer's digest")
-    body = hashlib.sha256(store.read(names.production(FOLDER, MODEL, "pkl"))[0]).hexdigest()
-    if not (track.candidates / body).exists():
-        violations.append(f"the production body {body[:12]} is no candidate's")
-    return pointer.generation
+
+
+def syncer(track: Track, report: Path) -> None:
+    """sync-production on a machine of its own, again and again. What it could not verify is a violation."""
+    world = track.world("sync")
+    with report.open("a", buffering=1) as out:
+        while True:
+            time.sleep(_SYNC_PAUSE_S)
+            try:
+                new = NewJob(SYNC_PRODUCTION, SYNC_PRODUCTION, {"allow_remove": False})
+                world.runner.resume()
+                ended = world.runner.run(world.runner.submit(new).job.job_id).job
+            except ServicectlError:
+                continue
+            told = (ended.result or {}).get("failed", {}).values()
+            wrong = [f"sync-production: {text}" for text in told if any(sign in text for sign in _UNVERIFIED)]
+            out.write(json.dumps({"generation": None, "overtaken": False, "violations": wrong}) + "\n")
 
 
 def converged(track: Track, installations: list[str]) -> tuple[list[str], dict[str, int]]:
@@ -250,41 +304,34 @@ def _disagreements(world: World) -> Iterator[str]:
 
 
 def naive_publisher(track: Track) -> None:
-    """Copy the old one away, delete it, upload the new one and its description: how the estate does it today."""
+    """Copy the old one away, delete it, upload the new one and its description: how the estate does it today.
+
+    The description has the form of a pointer, so that the very reader that watches ours can watch this.
+    """
     put, copy, delete = _plain(track)
     name = f"{FOLDER}Model_{MODEL}_Production"
     while True:
         body = random.randbytes(track.body_kb << 10)
+        digest = hashlib.sha256(body).hexdigest()
+        (track.candidates / digest).touch()
         with suppress(FileNotFoundError):
             copy(f"{name}.pkl", f"{FOLDER}Model_{MODEL}_{random.randrange(10**6)}.pkl")
             delete(f"{name}.pkl")
             delete(f"{name}.json")
         put(f"{name}.pkl", body)
-        put(f"{name}.json", msgspec.json.encode({"sha256": hashlib.sha256(body).hexdigest()}))
-
-
-def naive_reader(track: Track, report: Path) -> None:
-    store = track.world("reader").artifacts
-    name, is_there = f"{FOLDER}Model_{MODEL}_Production", False
-    with report.open("a", buffering=1) as out:
-        while True:
-            time.sleep(_PAUSE_S)
-            violations = []
-            try:
-                body = store.read(f"{name}.pkl")[0]
-                is_there = True
-                told = msgspec.json.decode(store.read(f"{name}.json")[0])
-                if hashlib.sha256(body).hexdigest() != told["sha256"]:
-                    violations.append("body and description differ")
-            except NoSuchBlob:
-                violations += ["missing"] if is_there else []
-            except ServicectlError as error:
-                if error.retryable:
-                    continue
-                violations.append(str(error))
-            except (msgspec.MsgspecError, KeyError):
-                violations.append("half a description")
-            out.write(json.dumps({"generation": None, "violations": violations}) + "\n")
+        now = SYSTEM.now()
+        pointer = Pointer(
+            model_id=MODEL,
+            generation=time.time_ns(),
+            version="0.1.0",
+            sha256=digest,
+            name=f"{name}.pkl",
+            job_id="naive",
+            manifest_sha256=None,
+            size=len(body),
+            published_at=now,
+        )
+        put(f"{name}.json", encode(pointer, {}))
 
 
 Put = Callable[[str, bytes], None]

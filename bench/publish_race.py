@@ -1,13 +1,16 @@
 """Publishers of one model, killed at random, with a reader that never rests: 0 moments without a whole, right model.
 
 Two and then five publishers, each an installation of its own (own job store, so that no lock of ours keeps them apart),
-against a local folder and against Azurite; registry (the miniature handler) and Redis are real processes. `publishes` counts
-generations, `kills` SIGKILLs of publishers, `reads` the reader's looks. `violations`: no pointer, a wrong or cut body, a
-generation that fell, a lost archive, a version given twice, stores that do not converge, a publish that ended otherwise than
-published or superseded. `naive_violations` is what the same reader sees of copy, delete, upload under the same kills, for
-a tenth of the time.
+against a local folder and against Azurite; beside them sync-production on a further machine; registry (the miniature
+handler) and Redis are real processes. `publishes` counts generations, `kills` SIGKILLs of publishers (about two for three
+publishes), `reads` the reader's looks. `violations`: no pointer, a wrong or cut body, a generation that fell, a lost archive,
+a version given twice, something that sync-production cannot verify, stores that do not converge, a publish that ended
+otherwise than published or superseded. `overtaken` counts looks at a production body of a publish that lost and that nobody
+had mended yet; one that stays so for 15 s is a violation. `naive_violations` is what the very same reader sees of copy,
+delete, upload under kills, for a tenth of the time: at least one, or the reader is blind.
 
-The races last 5 minutes together, and on a busy machine up to 9, until the least figures are reached.
+The races last five and a half minutes together, and on a busy machine up to ten, until the least figures are reached;
+five publishers get three quarters of that. The exit status is 1 if there is a violation.
 """
 
 from __future__ import annotations
@@ -36,10 +39,10 @@ from bench._race import (
     forked,
     modules_of_a_publish,
     naive_publisher,
-    naive_reader,
     publish_once,
     publisher,
     reader,
+    syncer,
     wait_for,
 )
 from servicectl.miniature.estate import MiniatureEstate
@@ -49,9 +52,11 @@ MINIMUM = {"publishes": 500.0, "kills": 300.0, "naive_violations": 1.0}
 
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # public, documented
 _AZURITE = Path(__file__).resolve().parents[1] / "node_modules/azurite/dist/src/blob/main.js"
-_LIVES = 6.0  # how long a publisher lives at most before it is killed, in publishes of this machine as it is now
-_SHORTEST_LIFE_S = 0.01
-_SECONDS = {False: 300.0, True: 20.0}  # of all races together
+_KILLS_PER_PUBLISH = 0.65
+_PATIENCE_S = 5.0  # without a publish, and one is killed all the same
+_SHARES = {2: 0.25, 5: 0.75}  # of the time: more publishers meet more often
+_SECONDS = {False: 330.0, True: 20.0}  # of all races together
+_NAIVE_SHARE = 0.1
 _TOLD_EVERY_S = 10.0
 _LONGEST = {False: 1.8, True: 1.0}  # times as long at most, where a busy machine has not come to MINIMUM by then
 
@@ -60,40 +65,49 @@ def add_arguments(options: Any) -> None:
     options.add_argument("--seconds", type=float, help="all races together last so long, whatever they come to")
 
 
+def is_broken(figures: dict[str, float | None]) -> bool:
+    """Whether a promise was seen broken: no busy machine explains that."""
+    return bool(figures["violations"])
+
+
 def run(quick: bool, seconds: float | None = None) -> dict[str, float]:
     """Figures of all races together. A violation is told on stderr."""
-    total: dict[str, float] = dict.fromkeys(("publishes", "kills", "reads", "violations", "naive_violations"), 0.0)
+    names = ("publishes", "kills", "reads", "overtaken", "violations", "naive_violations")
+    total: dict[str, float] = dict.fromkeys(names, 0.0)
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(prefix="servicectl-race-", dir=memory if memory.is_dir() else None) as scratch:
         estate = MiniatureEstate(Path(scratch) / "estate", batch_seconds=1.0)
         estate.folder.mkdir()
         with estate, stores(Path(scratch)) as places:
-            races = [(publishers, store) for publishers in (2, 5) for store in places]
-            shortest = (seconds or _SECONDS[quick]) / len(races)
-            longest = shortest if seconds else shortest * _LONGEST[quick]
             for store in places:
                 track = _track(Path(scratch), estate.redis_url, store())
                 for name in modules_of_a_publish(track):
                     with suppress(ImportError):
                         importlib.import_module(name)
                 _forget(track)
-            enough = {name: least / len(races) for name, least in MINIMUM.items()}
-            for publishers, store in races:
-                track = _track(Path(scratch), estate.redis_url, store())
-                figures = _race(track, publishers, shortest, longest, enough)
-                _forget(track)
-                naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, max(2.0, shortest / 10))
-                for name, value in (figures | {"naive_violations": naive}).items():
-                    total[name] += value
-                _tell(f"{publishers} publishers, {track.url}: {figures}, naive {naive:g}")
+            for publishers, share in _SHARES.items():
+                for store in places:
+                    part = share / len(places)
+                    shortest = (seconds or _SECONDS[quick]) * part
+                    longest = shortest if seconds else shortest * _LONGEST[quick]
+                    enough = {name: least * part for name, least in MINIMUM.items()}
+                    track = _track(Path(scratch), estate.redis_url, store())
+                    figures = _race(track, publishers, shortest, longest, enough)
+                    _forget(track)
+                    watched = max(2.0, shortest * _NAIVE_SHARE)
+                    naive = _naive(_track(Path(scratch), estate.redis_url, store()), publishers, watched)
+                    for name, value in (figures | {"naive_violations": naive}).items():
+                        total[name] += value
+                    _tell(f"{publishers} publishers, {track.url}: {figures}, naive {naive:g}")
     return total
 
 
 def _race(track: Track, publishers: int, seconds: float, longest: float, enough: dict[str, float]) -> dict[str, float]:
-    one_publish = _seconds_of_a_publish(track) * max(1.0, publishers / (os.cpu_count() or 1))
-    report = track.folder / "report"
+    one_publish = _seconds_of_a_publish(track)
+    report, synced = track.folder / "report", track.folder / "synced"
     installations = [f"installation-{number}" for number in range(publishers)]
     reading = forked(lambda: reader(track, report))
+    syncing = forked(lambda: syncer(track, synced))
 
     def start(name: str) -> int:
         return forked(lambda: publisher(track, name))
@@ -109,10 +123,8 @@ def _race(track: Track, publishers: int, seconds: float, longest: float, enough:
         reached = kills >= enough["kills"] and publishes >= enough["publishes"]
         return elapsed > (seconds if reached else longest)
 
-    # Long enough to publish once or twice, and short enough for the kills.
-    as_asked = 2 * publishers * seconds / (1.5 * enough["kills"])
-    longest_life = min(_LIVES * one_publish, max(2 * one_publish, as_asked))
-    kills = _storm(dict.fromkeys(installations, start), is_over, longest_life)
+    kills = _storm(dict.fromkeys(installations, start), is_over, one_publish, lambda: _newest(report))
+    _end(syncing)
     at_the_end = track.folder / "converged"
 
     def examine() -> None:
@@ -123,7 +135,7 @@ def _race(track: Track, publishers: int, seconds: float, longest: float, enough:
     seen = _report(report)
     failed, outcomes = json.loads(at_the_end.read_text()) if status == 0 else (["the end could not be examined"], {})
     _tell(f"{publishers} publishers, {track.url}: publishes of those that were not killed for good ended {outcomes}")
-    broken = [text for one in seen for text in one["violations"]] + failed
+    broken = [text for one in (*seen, *_report(synced)) for text in one["violations"]] + failed
     for text in broken[:20]:
         _tell(f"violation: {text}")
     generations = [one["generation"] for one in seen if one["generation"] is not None]
@@ -131,41 +143,48 @@ def _race(track: Track, publishers: int, seconds: float, longest: float, enough:
         "publishes": float(max(generations, default=0)),
         "kills": float(kills),
         "reads": float(len(seen)),
+        "overtaken": float(sum(one["overtaken"] for one in seen)),
         "violations": float(len(broken)),
     }
 
 
 def _naive(track: Track, publishers: int, seconds: float) -> float:
+    """What the same reader sees of today's way."""
     report = track.folder / "report"
-    reading = forked(lambda: naive_reader(track, report))
-
-    def start(_name: str) -> int:
-        return forked(lambda: naive_publisher(track))
-
-    _storm({str(number): start for number in range(publishers)}, lambda elapsed, _: elapsed > seconds, 1.8)
+    reading = forked(lambda: reader(track, report))
+    starts = dict.fromkeys(map(str, range(publishers)), lambda _name: forked(lambda: naive_publisher(track)))
+    _storm(starts, lambda elapsed, _: elapsed > seconds, 0.5, None)
     _end(reading)
     return float(sum(1 for one in _report(report) if one["violations"]))
 
 
-def _storm(starts: dict[str, Callable[[str], int]], is_over: Callable[[float, int], bool], longest_life: float) -> int:
-    """Run one process per name, kill each at random and start it again, until it is over; the number of kills."""
-    began, kills = time.monotonic(), 0
+def _storm(
+    starts: dict[str, Callable[[str], int]],
+    is_over: Callable[[float, int], bool],
+    one_publish: float,
+    published: Callable[[], int] | None,
+) -> int:
+    """Run one process per name, kill one at random again and again and start it anew, until it is over; the number of kills.
 
-    def life() -> float:
-        return time.monotonic() + random.uniform(_SHORTEST_LIFE_S, longest_life)
-
-    alive = {name: (start(name), life()) for name, start in starts.items()}
+    Kills come at any moment of a publish, and wait for publishes where they are ahead of them.
+    """
+    began, kills, last = time.monotonic(), 0, time.monotonic()
+    alive = {name: start(name) for name, start in starts.items()}
+    due = began
     while not is_over(time.monotonic() - began, kills):
-        for name, (pid, until) in alive.items():
-            ended, _ = os.waitpid(pid, os.WNOHANG)
-            if not ended and time.monotonic() >= until:
-                _end(pid)
-                kills += 1
-                ended = pid
-            if ended:
-                alive[name] = (starts[name](name), life())
+        for name, pid in alive.items():
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                alive[name] = starts[name](name)
+        now = time.monotonic()
+        ahead = published is not None and kills >= _KILLS_PER_PUBLISH * (published() + 1)
+        if now >= due and (not ahead or now - last > _PATIENCE_S):
+            name = random.choice(list(alive))
+            _end(alive[name])
+            kills, last = kills + 1, now
+            due = now + random.uniform(0.0, 2 * one_publish)
+            alive[name] = starts[name](name)
         time.sleep(0.02)
-    for pid, _ in alive.values():
+    for pid in alive.values():
         _end(pid)
     return kills
 

@@ -77,13 +77,17 @@ class TrustConfig(Struct, frozen=True, forbid_unknown_fields=True):
     public_keys: tuple[str, ...] = ()  # "ed25519:<base64>"
     require_signature: bool | None = None  # unset: as soon as there is a public key
     allowed_modules: tuple[str, ...] = ()  # what a pickle may name beyond a scikit-learn model's own
+    require_confinement: bool = False  # refuse a model whose trial load the kernel does not wall in
 
 
 class DriftConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min_rows: Count = 20_000  # below it Service C's CRITICAL is noise more often than not
     effect_floor_psi: Positive = 0.25  # Service C's CRITICAL counts above it
     retrain: Literal["now", "queue", "never"] = "now"
-    stale_after: str | None = None  # e.g. "2d": newest rows older than this are broken data
+    # e.g. "2d": newest rows older than this are broken data. Unset or "auto": where nothing has come for half of the
+    # time that a feature's rows cover (a week at least, 100 days at most), PASS is NOT_MEASURED. "never": neither.
+    stale_after: str | None = None
+    looks_drifted: Count = 1  # scheduled looks in a row, each with newer rows, that Service C must call CRITICAL
     trigger: Trigger = "drift"  # what retrains: drifted rows, a champion that lost its score, or both together
     retrain_on: tuple[Literal["features", "label", "prediction"], ...] = ("features",)  # what counts as drifted rows
     beside: tuple[Literal["decay", "label", "prediction"], ...] | None = (
@@ -130,6 +134,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     heldout_fraction: Share = 0.2
+    heldout_rows: Count = 1_000_000  # at most; the older ones are trained on
     embargo: str = "0d"  # rows this close before the held-out slice are in neither part (the label delay)
     seed: int = 0
     threads: Count = 1
@@ -186,7 +191,7 @@ class ModelConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metric: str | None = None  # unset: f1_macro / r2, by task
     window: str | None = None  # e.g. "90d": only the newest rows; "auto": all, 60, 30 or 10 %, whichever does best
     training: Literal["auto", "memory", "streaming"] = "auto"  # auto: in memory if the estimate fits, else in blocks
-    floors: dict[str, float] = {}  # metric -> least value for a first model, e.g. {f1_macro = 0.6}
+    floors: dict[str, float] = {}  # metric -> least value of any model, e.g. {f1_macro = 0.6}
     trigger: Trigger | None = None  # unset: [drift] trigger
     source: SourceConfig = SourceConfig()
 
@@ -342,6 +347,12 @@ def load(path: Path, environment: Mapping[str, str] = os.environ) -> Config:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         raise _explained(path, text, str(error), at, overridden) from None
+    if config.drift.parts_drifted > config.drift.parts:
+        raise ConfigError(
+            f"{path}:{line_of(text, ['drift', 'parts_drifted'])}: drift.parts_drifted: {config.drift.parts_drifted} of "
+            f"{config.drift.parts} parts can never show a shift",
+            cure="set drift.parts to as many or more",
+        )
     return msgspec.structs.replace(config, models=checked, path=str(path))
 
 

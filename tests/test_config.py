@@ -11,7 +11,7 @@ import pytest
 
 from servicectl.config import Config, find, load, search_path, seconds, secret
 from servicectl.errors import ConfigError, UsageError
-from tests.parts import ROOT
+from tests.parts import ROOT, missing
 
 
 def _load(tmp_path: Path, text: str, **environment: str) -> Config:
@@ -99,6 +99,13 @@ def test_a_wrong_value_is_told_with_file_line_key_and_what_was_expected(
     assert message.startswith(f"{tmp_path / 'servicectl.toml'}:{line}: ")
     assert key in message
     assert expected in message
+
+
+@pytest.mark.parametrize("lines", ["parts_drifted = 2", "parts = 1\nparts_drifted = 2", "parts_drifted = 4\nparts = 3"])
+def test_more_parts_that_must_drift_than_there_are_is_an_error_and_never_ignored(tmp_path: Path, lines: str) -> None:
+    with pytest.raises(ConfigError, match=r"servicectl\.toml:\d: drift\.parts_drifted: \d of \d parts can never"):
+        _load(tmp_path, f"[drift]\n{lines}\n")
+    assert _load(tmp_path, "[drift]\nparts = 3\nparts_drifted = 3\n").drift.parts_drifted == 3
 
 
 def test_text_that_is_not_toml_is_told_with_its_line(tmp_path: Path) -> None:
@@ -284,7 +291,7 @@ except ConfigError as error:
 @pytest.mark.parametrize("named", [True, False])
 def test_a_configuration_that_this_user_may_not_see_is_told(tmp_path: Path, *, named: bool) -> None:
     if os.getuid() != 0:
-        pytest.skip("only root can become another user")
+        missing("root", "only root can become another user")
     file = tmp_path / "servicectl" / "servicectl.toml"
     file.parent.mkdir(mode=0o700)
     file.touch()

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from servicectl.actions.keeping import JSON, PICKLE, keep, keep_json, keep_strays
 from servicectl.actions.kinds import ADOPT, serving_scope
-from servicectl.actions.production import Truth, read_truth
-from servicectl.actions.publish import archive_incumbent
+from servicectl.actions.production import Truth, read_truth, strays
 from servicectl.errors import BadAnswer, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, encode
-from servicectl.estate.artifacts.protocol import AlreadyThere
 from servicectl.files import sha256_of
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 from servicectl.jobs.runner import Ran
-from servicectl.training.spec import canonical
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -36,12 +33,16 @@ def run(world: World, context: JobContext) -> Result:
     row = context.observe(lambda: _row(world, model_id, wanted))
     truth = context.observe(lambda: read_truth(world, model_id, row.azure_location or None))
     if truth.pointer is not None and truth.pointer.job_id != context.job.job_id:
+        context.observe(lambda: keep_strays(world, model_id, truth.location, row.version, remove=True))
         told = {"model": model_id, "version": truth.pointer.version, "sha256": truth.pointer.sha256}
         return Result("already-adopted", told)
     if truth.incumbent is None:
+        others = ", ".join(blob.name for blob in strays(world, model_id, truth.location))
         raise UsageError(
-            f"{truth.location} has no {names.production(truth.location, model_id, 'pkl')} to adopt",
-            cure=f"servicectl retrain {model_id}  makes a first version",
+            f"{truth.location} has no {names.production(truth.location, model_id, PICKLE)} to adopt"
+            + (f"; {others} is nothing that Service B reads" if others else ""),
+            cure=f"servicectl retrain {model_id}  makes a first version"
+            + (f", and its publish keeps the others under {row.version}" if others else ""),
         )
     incumbent = truth.incumbent
     archived = context.step("archive", lambda: _archive(world, truth, model_id, row.version), str)
@@ -63,22 +64,22 @@ def run(world: World, context: JobContext) -> Result:
         )
         local.unlink()
         metadata = {"generation": "0", "version": row.version, "job": context.job.job_id}
-        name = names.production(truth.location, model_id, "json")
+        name = names.production(truth.location, model_id, JSON)
         content = world.trust.sealed("pointer", encode(pointer, truth.baseline))
         world.artifacts.replace(name, content, metadata, truth.pointer_etag)
         return pointer.sha256
 
     digest = context.step("point", point, str)
+    context.observe(lambda: keep_strays(world, model_id, truth.location, row.version, remove=True))
     return Result("adopted", {"model": model_id, "version": row.version, "sha256": digest, "archived": archived})
 
 
 def _archive(world: World, truth: Truth, model_id: str, version: str) -> str:
-    """The incumbent under its version's name, with the baseline that lay beside it."""
-    archived = archive_incumbent(world, truth, model_id, version)
-    if truth.baseline:
-        name = names.versioned(truth.location, model_id, version, "json")
-        with suppress(AlreadyThere):
-            world.artifacts.create(name, canonical(truth.baseline), {"version": version})
+    """The incumbent under its version's name, with what lay beside it."""
+    assert truth.incumbent is not None
+    archived = keep(world, truth.incumbent, (truth.location, model_id, version), PICKLE)
+    keep_json(world, truth, model_id, version)
+    keep_strays(world, model_id, truth.location, version)
     return archived
 
 

@@ -86,4 +86,14 @@ def _compared(world: World, name: str, rows: tuple[CanaryRow, ...]) -> tuple[boo
             return True, f"Service B refused canary row {number}: {failed.message}"
         if not math.isclose(answered, row.prediction, rel_tol=1e-9, abs_tol=1e-12):
             return True, f"Service B answered {answered:g} to canary row {number}, expected {row.prediction:g}"
-    return False, f"Service B answered {len(rows)} canary rows with our numbers"
+    return False, f"Service B answered {len(rows)} canary rows with our numbers{_apart(rows)}"
+
+
+def _apart(rows: tuple[CanaryRow, ...]) -> str:
+    """What these answers say about which model gave them."""
+    if all(row.tells is None for row in rows):
+        return ""
+    telling = sum(bool(row.tells) for row in rows)
+    if not telling:
+        return "; they cannot tell it from the version that it was judged against"
+    return f"; the version that it was judged against answers {telling} of them otherwise"

@@ -59,7 +59,7 @@ def _job_store(world: World) -> Check:
     waiting = world.runner.table.unfinished()
     with world.runner.locks.held("doctor"):
         pass
-    interrupted = [job for job in waiting if world.runner.is_interrupted(job)]
+    interrupted = world.runner.interrupted(waiting)
     if interrupted:
         return Check("job store", "warning", f"{len(interrupted)} interrupted job(s)", "servicectl jobs resume")
     return Check("job store", "ok", f"{world.config.state_folder} is writable, {len(waiting)} unfinished job(s)")
@@ -180,6 +180,27 @@ def _trust(world: World) -> Check:
     return Check("trust", "ok", f"signs with a trusted key; {asked}")
 
 
+def _production_blobs(world: World) -> Check:
+    from servicectl.actions.doctor_publishing import production_blobs
+
+    found = production_blobs(world)
+    return Check("production blobs", found.health, found.says, found.cure)
+
+
+def _library(world: World) -> Check:
+    from servicectl.actions.doctor_publishing import scikit_learn
+
+    found = scikit_learn(world)
+    return Check("scikit-learn", found.health, found.says, found.cure)
+
+
+def _confinement(world: World) -> Check:
+    from servicectl.actions.doctor_publishing import confinement
+
+    found = confinement(world)
+    return Check("trial load", found.health, found.says, found.cure)
+
+
 def _snapshots(world: World) -> Check:
     """A real COPY: the only proof that the handler and we mean the same folder."""
     ours, theirs = world.config.snapshot_folder, world.config.snapshot_folder_handler
@@ -248,6 +269,9 @@ _CHECKS: dict[str, Callable[[World], Check]] = {
     "Service C (analytics)": _service_c,
     "Service B (serving)": _service_b,
     "artifact store": _artifacts,
+    "production blobs": _production_blobs,
+    "scikit-learn": _library,
     "trust": _trust,
+    "trial load": _confinement,
     "snapshot folder": _snapshots,
 }

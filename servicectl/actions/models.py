@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import Struct
 
-from servicectl.actions.production import read_truth
+from servicectl.actions.production import read_truth, strays
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class ModelState(Struct, frozen=True):
-    """One model as the three stores see it; `agree` is whether they say the same."""
+    """One model as the three stores see it; `agree` is whether they say the same.
+
+    `strays`: blobs beside the production ones that the estate's loaders may take for the model in production.
+    """
 
     model_id: str
     version: str | None
@@ -28,6 +31,7 @@ class ModelState(Struct, frozen=True):
     serving_version: str | None
     max_drift_score: float | None
     agree: bool
+    strays: list[str] = []
 
 
 def look(world: World) -> list[ModelState]:
@@ -64,4 +68,5 @@ def _state(world: World, model_id: str, rows: Mapping[str, ModelRow]) -> ModelSt
         serving_version=current.version if current else None,
         max_drift_score=max(scores) if scores else None,
         agree=len(versions - ({None} if pointer is None else set())) <= 1,
+        strays=[blob.name for blob in strays(world, model_id, truth.location)],
     )

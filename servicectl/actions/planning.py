@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import getpass
+import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
-from servicectl.actions import publish
+from servicectl.actions import keeping, publish
 from servicectl.actions.kinds import PUBLISH, serving_scope
-from servicectl.actions.production import Truth, read_truth
+from servicectl.actions.production import Truth, fenced, read_truth, strays
 from servicectl.actions.versions import next_version
 from servicectl.errors import Superseded, UsageError
 from servicectl.estate.artifacts import names
@@ -49,17 +51,24 @@ class Plan(Struct, frozen=True, kw_only=True):
 
 def plan(world: World, model_id: str) -> Plan:
     """What `publish` would do now, to the last ETag; nothing is touched. Raises UsageError, Superseded."""
-    request = msgspec.convert(publish.newest_challenger(world, model_id), publish.Request)
-    truth = read_truth(world, model_id)
+    return _planned(world, model_id)[0]
+
+
+def _planned(world: World, model_id: str) -> tuple[Plan, dict[str, Any]]:
+    """The plan, and the job that would carry it out: one look at the challengers for both."""
+    spec = publish.newest_challenger(world, model_id)
+    request = msgspec.convert(spec, publish.Request)
+    truth = fenced(world, model_id, read_truth(world, model_id))
     if truth.generation != request.expected_generation:
         raise Superseded(
             f"{model_id}: generation {truth.generation} is in production, the challenger was judged against "
             f"{request.expected_generation}",
             cure=f"servicectl retrain {model_id}",
         )
+    publish.check_adopted(world, model_id, truth)
     version = next_version(world, model_id, truth.location)
     registered = next((row.version for row in world.registry.rows(model_id) if row.status == "production"), None)
-    return Plan(
+    made = Plan(
         model=model_id,
         retrain_job=request.retrain_job,
         sha256=request.candidate.model.sha256,
@@ -73,6 +82,7 @@ def plan(world: World, model_id: str) -> Plan:
             world, model_id, truth, version, registered, sample=request.candidate.sample is not None
         ),
     )
+    return made, spec
 
 
 def apply(world: World, model_id: str, content: bytes) -> list[Ran]:
@@ -83,7 +93,7 @@ def apply(world: World, model_id: str, content: bytes) -> list[Ran]:
         raise UsageError(f"this is not a plan: {error}", cure=f"servicectl publish {model_id} --plan --json") from None
     if planned.format != FORMAT or planned.model != model_id:
         raise UsageError(f"this is a plan for {planned.model} in format {planned.format}, not for {model_id}")
-    now = plan(world, model_id)
+    now, spec = _planned(world, model_id)
     if changed := [name for name in Plan.__struct_fields__ if getattr(now, name) != getattr(planned, name)]:
         raise Superseded(
             f"the plan is stale: {', '.join(f'{name} is {getattr(now, name)!r}' for name in changed if name != 'operations')}",
@@ -94,7 +104,7 @@ def apply(world: World, model_id: str, content: bytes) -> list[Ran]:
         "pointer_etag": planned.pointer_etag,
         "incumbent_etag": planned.incumbent_etag,
     }
-    return publish.submit(world, model_id, {**publish.newest_challenger(world, model_id), "planned": conditions})
+    return publish.submit(world, model_id, {**spec, "planned": conditions})
 
 
 def hold(world: World, model_id: str) -> list[Ran]:
@@ -109,10 +119,35 @@ def approve(world: World, job: Job) -> list[Ran]:
             f"job {job.short_id} is a {job.kind} job that waits for nobody's approval", cure="servicectl jobs list"
         )
     spec: dict[str, Any] = {name: value for name, value in job.spec.items() if name != "hold"}
-    spec["approved"] = {"job": job.job_id, "by": getpass.getuser()}
+    spec["approved"] = {"job": job.job_id, "by": user()}
     scope = serving_scope(str(spec["model"]))
     new = NewJob(PUBLISH, scope, spec, request_id=f"approve {job.job_id}", trigger=world.trigger)
     return world.runner.run_with_children(world.runner.submit(new).job.job_id)
+
+
+def user() -> str:
+    """Who types this."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid that no passwd entry names, as containers have it
+        return f"uid {os.getuid()}"
+
+
+def _kept(world: World, model_id: str, truth: Truth, registered: str | None) -> Iterator[Operation]:
+    """What is done for an incumbent from before servicectl. A name that holds other content gets a digest suffix."""
+    of = (truth.location, model_id, registered or keeping.UNKNOWN_VERSION)
+    beside = [(blob, keeping.extension_of(blob.name)) for blob in strays(world, model_id, truth.location)]
+    if keeping.legacy_etag(truth) is not None:
+        blob = world.artifacts.stat(names.production(truth.location, model_id, keeping.JSON))
+        beside += [(blob, keeping.JSON)] if blob else []
+    incumbent = truth.incumbent if truth.pointer is None else None
+    beside += [(incumbent, keeping.PICKLE)] if incumbent else []
+    for blob, extension in beside:
+        kept = names.versioned(*of, extension)
+        yield Operation("artifact store", f"copy {blob.name} to {kept}", f"If-Match: {blob.etag}")
+    if keeping.is_from_before(incumbent) and registered:
+        kept = names.history(truth.location, model_id, 0)
+        yield Operation("artifact store", f"create {kept}", "If-None-Match: *")
 
 
 def _operations(
@@ -137,9 +172,7 @@ def _operations(
     ]
     if world.config.serving.canary != "off":
         found.append(Operation("Redis, Service B", "try the candidate under a temporary key", "answers are ours"))
-    if truth.incumbent is not None and truth.pointer is None:
-        archived = names.versioned(truth.location, model_id, registered or "0.0.0", "pkl")
-        found.append(Operation(store, f"copy {production['pkl']} to {archived}", match(truth.incumbent.etag)))
+    found += _kept(world, model_id, truth, registered)
     found.append(
         Operation(store, f"replace {production['pkl']}", match(truth.incumbent.etag if truth.incumbent else None))
     )
@@ -157,4 +190,6 @@ def _operations(
             "Redis", f"names, metadata, artifact and event of {version}", f"generation below {truth.generation + 2}"
         ),
     ]
+    for stray in strays(world, model_id, truth.location):
+        found.append(Operation(store, f"delete {stray.name}", match(stray.etag)))
     return tuple(found)

@@ -6,24 +6,31 @@ The artifact store's pointer says which version is in production; the registry a
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from servicectl import log
+from servicectl.actions.kinds import serving_scope
 from servicectl.actions.verification import check_artifact
 from servicectl.errors import IntegrityError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer, decode
 from servicectl.estate.artifacts.protocol import PreconditionFailed
 from servicectl.estate.registry import PRODUCTION, redis_metadata
-from servicectl.estate.serving_keys import Projection
+from servicectl.estate.serving_keys import Projected, Projection
 from servicectl.training.spec import ProductFile, verified
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
     from servicectl.estate.artifacts.protocol import Blob
     from servicectl.estate.registry import ModelRow
+
+
+# Outcome -> how many generations were made beyond the one that the job tells.
+_POINTED = {"published": 0, "rolled-back": 0, "not-undone": 0, "undone": 1}
+_REMEMBERED = 50  # jobs of the model that are looked at
 
 
 @dataclass(frozen=True)
@@ -80,6 +87,52 @@ def read_truth(world: World, model_id: str, location: str | None = None) -> Trut
             )
     incumbent = world.artifacts.stat(names.production(folder, model_id, "pkl"))
     return Truth(folder, pointer, baseline, incumbent, pointer_blob.etag if pointer_blob else None)
+
+
+def fenced(world: World, model_id: str, truth: Truth) -> Truth:
+    """The truth, held against all that remembers a generation; what is there now, if the pointer rose meanwhile.
+
+    Generations only rise: below what Redis was given, the history holds or this machine published, an older pointer was put
+    back, whoever signed it, or this is not the store that was published to. Raises IntegrityError.
+    """
+    known, says = max(_remembered(world, model_id, truth), key=lambda told: told[0])
+    if known <= truth.generation:
+        return truth
+    truth = read_truth(world, model_id, truth.location)
+    if known <= truth.generation:
+        return truth
+    raise IntegrityError(
+        f"{truth.location} has generation {truth.generation}, {says} {known}",
+        cure=f"restore the newest pointer of {model_id}; nothing was changed",
+    )
+
+
+def _remembered(world: World, model_id: str, truth: Truth) -> Iterator[tuple[int, str]]:
+    """Generations that must have been, each with who says so."""
+    yield world.keys.generation(model_id) or 0, "Redis was given"
+    # The one of the pointer itself is kept before the next pointer is written, so it may be there after a crash.
+    later = truth.generation + 1
+    if world.artifacts.stat(names.history(truth.location, model_id, later)) is not None:
+        yield later, "its history goes at least to"
+    for job in world.runner.table.newest(scope=serving_scope(model_id), limit=_REMEMBERED):
+        result, outcome = job.result or {}, str(job.outcome)
+        if outcome in _POINTED and isinstance(result.get("generation"), int):
+            yield result["generation"] + _POINTED[outcome], "this machine published"
+        if isinstance(expected := job.spec.get("expected_generation"), int):
+            yield expected, "this machine has seen"
+
+
+def strays(world: World, model_id: str, location: str) -> tuple[Blob, ...]:
+    """Blobs beside our two that the estate's loaders take for the model in production: the last listed wins there.
+
+    In a folder that is not the model's own by its name, other models may live: there only other extensions count.
+    """
+    ours = {names.production(location, model_id, extension) for extension in ("pkl", "json")}
+    found = [blob for blob in world.artifacts.list(location) if names.is_production(blob.name)]
+    if location != names.location(model_id):
+        stem = PurePosixPath(names.production(location, model_id, "pkl")).with_suffix("")
+        found = [blob for blob in found if PurePosixPath(blob.name).with_suffix("") == stem]
+    return tuple(blob for blob in found if blob.name not in ours)
 
 
 def _registered_location(world: World, model_id: str) -> str:
@@ -158,6 +211,7 @@ def _is_overtaken(body: Blob, pointer: Pointer) -> bool:
 def project(world: World, row: ModelRow, truth: Truth, artifact: Artifact) -> str:
     """Write one model into Redis as the registry row and the pointer say; "written", "unchanged" or "superseded".
 
+    Raises IntegrityError for "superseded" by a generation that the pointer has not come to.
     The only place that needs the whole model in memory, once: serving.max_mb bounds it.
     """
     projection = Projection(
@@ -169,5 +223,9 @@ def project(world: World, row: ModelRow, truth: Truth, artifact: Artifact) -> st
         job_id=truth.pointer.job_id if truth.pointer else None,
         metadata=redis_metadata(row),
         artifacts={"pkl": artifact.content},
+        keep_others=truth.pointer is None,
     )
-    return str(world.keys.project(projection))
+    done = world.keys.project(projection)
+    if done is Projected.SUPERSEDED:
+        fenced(world, row.model_id, truth)
+    return str(done)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
+from servicectl import crash
 from servicectl.actions import history
 from servicectl.actions.kinds import serving_scope
 from servicectl.actions.models import known_models
@@ -97,8 +98,10 @@ def _is_over(world: World, manifest: str) -> bool:
 def _delete(world: World, model_id: str, orphans: list[Blob]) -> None:
     for version in sorted({names.version_of(blob.name) or "" for blob in orphans}):
         world.registry.drop_staging(model_id, version)
+    crash.point("artifacts/prune/rows")
     for blob in orphans:
         try:
             world.artifacts.delete(blob.name, blob.etag)
         except PreconditionFailed:
             continue  # written again since it was looked at: not ours to sweep
+        crash.point("artifacts/prune/blob")

@@ -6,7 +6,6 @@ follows from them and is repeated until it holds. docs/publish.md shows each sto
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,9 @@ from msgspec import Struct
 
 from servicectl import log
 from servicectl.actions import canary, history, switching
+from servicectl.actions.keeping import is_from_before, keep_incumbent, keep_strays
 from servicectl.actions.kinds import PUBLISH, RETRAIN, serving_scope
-from servicectl.actions.production import Truth, read_truth, settle
+from servicectl.actions.production import Truth, fenced, read_truth, settle
 from servicectl.actions.retrain import Candidate
 from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact, check_model
@@ -24,7 +24,6 @@ from servicectl.actions.versions import Reserved, reserve
 from servicectl.errors import BadData, ExitStatus, IntegrityError, Superseded, TryAgain, UsageError
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.pointer import Pointer
-from servicectl.estate.artifacts.protocol import AlreadyThere, PreconditionFailed
 from servicectl.estate.registry import Feature, ModelRow
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result, State
@@ -105,7 +104,7 @@ def newest_challenger(world: World, model_id: str) -> dict[str, Any]:
 def run(world: World, context: JobContext) -> Result:
     request = msgspec.convert(context.located(context.job.spec), Request)
     model_id, mine = request.model, context.job.job_id
-    truth = context.observe(lambda: read_truth(world, model_id))
+    truth = context.observe(lambda: fenced(world, model_id, read_truth(world, model_id)))
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
         context.observe(lambda: settle(world, truth, None, context.folder))
@@ -113,6 +112,8 @@ def run(world: World, context: JobContext) -> Result:
     withdrawn = truth.pointer.withdrawn.values() if truth.pointer is not None and not already_pointed else ()
     if truth.pointer is not None and request.candidate.model.sha256 in withdrawn:
         return _withdrawn(request, truth.pointer)
+    if request.planned is not None and not already_pointed:
+        _as_planned(request.planned, truth, mine)
     if request.hold:
         return Result("held", {"model": model_id, "sha256": request.candidate.model.sha256, "approve": mine})
     reserved = context.step("reserve", lambda: _reserve(world, context, request, truth), Reserved)
@@ -136,18 +137,29 @@ def run(world: World, context: JobContext) -> Result:
     )
     if tried.wrong:
         return Result("rejected-by-canary", _told(request, target, tried.note), ExitStatus.FAILED)
-    if not keep_incumbent(world, context, truth, target, registered.replaces):
+    kept = keep_incumbent(world, context, truth, target, registered.replaces)
+    if kept is None:
         return _superseded(request, switching.lost(world, context, target))
-    target = msgspec.structs.replace(target, published_at=context.step("date", world.clock.now, datetime))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):
             return _superseded(request, switching.lost(world, context, target))
+        if kept.strays:
+            context.observe(lambda: keep_strays(world, model_id, truth.location, kept.strays, remove=True))
         served = context.step("canary", lambda: switching.acknowledged(world, target, rows), canary.Tried)
         if served.wrong:
-            undone = switching.undo(world, context, registered.before, target)
+            undone = switching.undo(world, context, registered.before or kept.before, target)
             outcome = "undone" if undone.done else "not-undone"
             return Result(outcome, _told(request, target, f"{served.note}; {undone.told}"), ExitStatus.FAILED)
     return Result("published", {**_told(request, target, served.note), "replaces": registered.replaces})
+
+
+def _as_planned(planned: Planned, truth: Truth, job_id: str) -> None:
+    """Held against what there is whenever the job is carried on: the swap names what was looked at then."""
+    incumbent = truth.incumbent
+    ours = incumbent is not None and incumbent.metadata.get("job") == job_id
+    same = ours or (incumbent.etag if incumbent else None) == planned.incumbent_etag
+    if not same or truth.pointer_etag != planned.pointer_etag:
+        raise Superseded("what is in production changed after the plan was made", cure="make a new plan")
 
 
 def _superseded(request: Request, truth: Truth) -> Result:
@@ -190,14 +202,21 @@ def _reserve(world: World, context: JobContext, request: Request, truth: Truth) 
             f"the model of {request.model} is {candidate.model.bytes / 1e6:.1f} MB, serving.max_mb allows {allowed_mb:g}",
             cure="train a smaller one, or raise serving.max_mb (one value in Redis holds less than 512 MB)",
         )
+    check_adopted(world, request.model, truth)
     described = msgspec.json.decode(verified(candidate.manifest, "manifest"))
     check_model(world, request.model, described, candidate.model)
     described["canary"] = {"sha256": candidate.canary.sha256, "bytes": candidate.canary.bytes}
-    if (planned := request.planned) is not None:
-        incumbent = truth.incumbent.etag if truth.incumbent else None
-        if (truth.pointer_etag, incumbent) != (planned.pointer_etag, planned.incumbent_etag):
-            raise Superseded(f"{request.model} changed after the plan was made", cure="make a new plan")
-    return reserve(world, request.model, truth.location, described, context.job)
+    exactly = request.planned.version if request.planned else None
+    return reserve(world, request.model, truth.location, described, context.job, exactly=exactly)
+
+
+def check_adopted(world: World, model_id: str, truth: Truth) -> None:
+    """Raises IntegrityError for an incumbent to which no way back could be believed: nobody has signed for it."""
+    if world.trust.required and truth.pointer is None and is_from_before(truth.incumbent):
+        raise IntegrityError(
+            f"what is in production of {model_id} is not on record, and without a signature there would be no way back",
+            cure=f"servicectl artifacts adopt {model_id}  if these bytes can be trusted, then publish again",
+        )
 
 
 def _upload(world: World, context: JobContext, target: Target, candidate: Candidate) -> str:
@@ -251,61 +270,3 @@ def _register(world: World, request: Request, truth: Truth, target: Target, rese
     replaced = [row.version for row in rows if row.status == "production" and row.version != target.version]
     before = history.of_generation(world, truth, target.model_id, target.generation - 1)
     return Registered(replaced[0] if replaced else None, before)
-
-
-class Archived(Struct, frozen=True):
-    """Under which name the incumbent is kept, "" if there is none, and its ETag when that was seen to."""
-
-    name: str
-    etag: str | None
-
-
-def keep_incumbent(
-    world: World, context: JobContext, truth: Truth, target: Target, registry_version: str | None
-) -> bool:
-    """See to it that the swap loses nothing; False when the incumbent changed meanwhile."""
-    incumbent = truth.incumbent.etag if truth.incumbent else None
-    try:
-        archived = context.step("archive", lambda: _archived(world, truth, target, registry_version), Archived)
-        if archived.etag != incumbent:
-            # Another one than on record: one that was put there since must not be lost either.
-            context.observe(lambda: _archived(world, truth, target, registry_version))
-    except PreconditionFailed as changed:
-        log.warning(str(changed))
-        return False
-    return True
-
-
-def _archived(world: World, truth: Truth, target: Target, registry_version: str | None) -> Archived:
-    """The incumbent under its own version's name."""
-    incumbent = truth.incumbent
-    if incumbent is None:
-        return Archived("", None)
-    if incumbent.sha256 == target.file.sha256:
-        return Archived("", incumbent.etag)
-    if truth.pointer is not None and incumbent.sha256 == truth.pointer.sha256:
-        kept = world.artifacts.stat(truth.pointer.name)
-        if kept is not None and kept.name != incumbent.name:
-            return Archived(kept.name, incumbent.etag)
-    told = incumbent.metadata.get("version", "")
-    if names.version_of(f"_{told}.pkl") == told:
-        # Swapped in by a publish that has not pointed: it is kept under its own number.
-        kept = world.artifacts.stat(names.versioned(truth.location, target.model_id, told, "pkl"))
-        if kept is not None and kept.sha256 == incumbent.sha256:
-            return Archived(kept.name, incumbent.etag)
-    version = truth.pointer.version if truth.pointer else registry_version
-    return Archived(archive_incumbent(world, truth, target.model_id, version or "0.0.0"), incumbent.etag)
-
-
-def archive_incumbent(world: World, truth: Truth, model_id: str, version: str) -> str:
-    """Copy the production blob to a versioned name; one that holds other content gets a digest suffix."""
-    incumbent = truth.incumbent
-    if incumbent is None:
-        return ""
-    wanted = names.versioned(truth.location, model_id, version, "pkl")
-    try:
-        return world.artifacts.copy(incumbent.name, wanted, incumbent.etag).name
-    except AlreadyThere:
-        digest = incumbent.sha256 or incumbent.etag.strip('"').replace("-", "").lower().ljust(12, "0")
-        suffixed = names.archived(truth.location, model_id, version, digest, "pkl")
-        return world.artifacts.copy(incumbent.name, suffixed, incumbent.etag).name

@@ -7,7 +7,6 @@ then the rollback is undone, as a publish is.
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,9 +14,10 @@ from msgspec import Struct
 
 from servicectl import log
 from servicectl.actions import canary, history, switching
+from servicectl.actions.keeping import keep_incumbent
 from servicectl.actions.kinds import ROLLBACK, serving_scope
-from servicectl.actions.production import Truth, read_truth, settle
-from servicectl.actions.publish import Registered, keep_incumbent
+from servicectl.actions.production import Truth, fenced, read_truth, settle
+from servicectl.actions.publish import Registered
 from servicectl.actions.switching import Target
 from servicectl.actions.verification import check_artifact, manifest_behind
 from servicectl.errors import ExitStatus, UsageError
@@ -63,13 +63,17 @@ def start(world: World, model_id: str, *, to: str | None = None) -> list[Ran]:
 
 def choose(world: World, model_id: str, to: str | None) -> Request:
     """Given a version, or none for the newest one before the present that was not withdrawn, what to do."""
-    truth = read_truth(world, model_id)
+    truth = fenced(world, model_id, read_truth(world, model_id))
     now = truth.pointer
     if now is None:
         raise UsageError(
             f"no pointer says what of {model_id} is in production", cure=f"servicectl artifacts adopt {model_id}"
         )
-    past = [one for one in history.pointers(world, truth, model_id) if one.version != now.version]
+    past = [
+        one
+        for one in history.pointers(world, truth, model_id)
+        if one.version != now.version and not (one.kind == "incumbent" and world.trust.required)
+    ]
     wanted = [one for one in past if one.version == to or (to is None and one.version not in now.withdrawn)]
     if to == now.version:
         raise UsageError(f"{model_id} {to} is in production already")
@@ -88,7 +92,7 @@ def choose(world: World, model_id: str, to: str | None) -> Request:
 def run(world: World, context: JobContext) -> Result:
     request = msgspec.convert(context.job.spec, Request)
     model_id, mine = request.model, context.job.job_id
-    truth = context.observe(lambda: read_truth(world, model_id))
+    truth = context.observe(lambda: fenced(world, model_id, read_truth(world, model_id)))
     already_pointed = truth.pointer is not None and truth.pointer.job_id == mine
     if truth.generation != request.expected_generation and not already_pointed:
         context.observe(lambda: settle(world, truth, None, context.folder))
@@ -112,12 +116,12 @@ def run(world: World, context: JobContext) -> Result:
         file=fetched.file,
         baseline=fetched.baseline,
         manifest_sha256=old.manifest_sha256,
-        published_at=context.step("date", world.clock.now, datetime),
+        published_at=world.clock.now(),
         job_id=mine,
         kind="rollback",
         withdraws=request.withdraws,
     )
-    if not keep_incumbent(world, context, truth, target, registered.replaces):
+    if keep_incumbent(world, context, truth, target, registered.replaces) is None:
         return _superseded(request, switching.lost(world, context, target))
     with context.finishing():
         if not switching.put_in_production(world, context, truth, target, registered.replaces):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Target(Struct, frozen=True, kw_only=True):
-    """One version on its way into production."""
+    """One version on its way into production. Its pointer is dated anew when it is written."""
 
     model_id: str
     location: str
@@ -128,7 +128,7 @@ def undo(world: World, context: JobContext, old: Pointer | None, failed: Target)
         file=downloaded(world, old.name, context.folder / "undo.pkl", old.sha256),
         baseline=baseline_of(world, old, failed.location, context.folder / "undo.json"),
         manifest_sha256=old.manifest_sha256,
-        published_at=context.step("undo date", world.clock.now, datetime),
+        published_at=world.clock.now(),
         job_id=failed.job_id,
         kind="undo",
         withdraws={failed.version: failed.file.sha256},
@@ -159,10 +159,17 @@ def _swap(world: World, truth: Truth, target: Target) -> str:
 
 
 def _point(world: World, truth: Truth, target: Target) -> str:
+    """Write the pointer, dated now: what was in production until then is told by these dates, so they only rise."""
+    now = truth.pointer
+    if now is not None and now.job_id == target.job_id and now.generation == target.generation:
+        return str(truth.pointer_etag)  # written before a crash, and seen: its date stays
     _keep_history(world, truth, target)
+    at = world.clock.now()
+    if now is not None:
+        at = max(at, now.published_at + timedelta(microseconds=1))
     withdrawn = {**(truth.pointer.withdrawn if truth.pointer else {}), **target.withdraws}
     withdrawn.pop(target.version, None)
-    pointer = replace(target.pointer, withdrawn=withdrawn)
+    pointer = replace(target.pointer, withdrawn=withdrawn, published_at=at)
     baseline = msgspec.json.decode(verified(target.baseline, "baseline"))
     content = world.trust.sealed("pointer", encode(pointer, baseline))
     name = names.production(target.location, target.model_id, "json")

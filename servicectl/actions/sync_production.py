@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from servicectl import log
 from servicectl.actions.kinds import SYNC_PRODUCTION, serving_scope
-from servicectl.actions.production import fetch, project, read_truth, settle
+from servicectl.actions.production import fenced, fetch, project, read_truth, settle, strays
 from servicectl.errors import BadAnswer, ExitStatus, IntegrityError, ServicectlError, TryAgain
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
@@ -68,20 +68,13 @@ def _project_one(world: World, context: JobContext, model_id: str) -> str:
         production = [row for row in world.registry.rows(model_id) if row.status == "production"]
         if not production:
             return "no longer in production"
-        truth = read_truth(world, model_id, production[0].azure_location or None)
-        served = world.keys.read(model_id)
-        if served is not None and served.generation is not None and served.generation > truth.generation:
-            truth = read_truth(world, model_id, truth.location)
-            if served.generation > truth.generation:
-                # Generations only rise: an older pointer was put back, or this is not the store that was published to.
-                raise IntegrityError(
-                    f"{truth.location} has generation {truth.generation}, Redis was given {served.generation}",
-                    cure=f"restore the newest pointer of {model_id}; nothing was changed",
-                )
+        truth = fenced(world, model_id, read_truth(world, model_id, production[0].azure_location or None))
         artifact = fetch(world, model_id, truth, context.folder)
         if artifact is None:
+            others = ", ".join(blob.name for blob in strays(world, model_id, truth.location))
             raise IntegrityError(
-                f"the registry has {model_id} {production[0].version} in production, {truth.location} has no artifact of it",
+                f"the registry has {model_id} {production[0].version} in production, {truth.location} has no artifact of it"
+                + (f" that Service B reads; {others} was not touched" if others else ""),
                 cure=f"restore the file, or servicectl retrain {model_id}",
             )
         fetched = Path(artifact.file.path)

@@ -8,7 +8,7 @@ was made with the scikit-learn that Service B has.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -108,6 +108,20 @@ def check_model(world: World, model_id: str, manifest: Mapping[str, Any], model:
         )
     made_with = str(manifest.get("libraries", {}).get("scikit-learn", "an unknown version"))
     check_scikit_learn(world, f"the model of {model_id} was made with", made_with)
+
+
+# What the kernel must grant for the trial load of a model, should a hostile one come past digests and allow-list.
+WALLS = ("no_new_privs", "seccomp")
+
+
+def check_confinement(held: Sequence[str], *, required: bool) -> None:
+    """Raises ServicectlError where a model's trial load was not walled in and [trust] asks for that."""
+    absent = [wall for wall in WALLS if wall not in held]
+    if absent and required:
+        raise ServicectlError(
+            f"the kernel did not grant {', '.join(absent)} to the trial load of the model (trust.require_confinement)",
+            cure="run on Linux with seccomp (x86-64, aarch64), or set trust.require_confinement = false",
+        )
 
 
 def check_scikit_learn(world: World, what: str, version: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from servicectl.errors import TryAgain
+from servicectl.errors import Superseded, TryAgain
 from servicectl.estate.artifacts import names
 from servicectl.estate.artifacts.protocol import AlreadyThere, Blob
 from servicectl.jobs.model import Job
@@ -30,17 +30,21 @@ class Reserved(Struct, frozen=True):
     trained_at: datetime
 
 
-def reserve(world: World, model_id: str, location: str, described: dict[str, Any], job: Job) -> Reserved:
+def reserve(
+    world: World, model_id: str, location: str, described: dict[str, Any], job: Job, *, exactly: str | None = None
+) -> Reserved:
     """Given a manifest without a version, upload it under the next free version. A number of this job's own is reused.
 
     Next is patch + 1 over the registry and every blob; 0.1.0 for a new model. A number that another job reserved
-    meanwhile is left to it. Raises TryAgain after losing 50 numbers.
+    meanwhile is left to it. Raises TryAgain after losing 50 numbers, Superseded when `exactly` is not to be had.
     """
     at = world.clock.now()
     blobs = world.artifacts.list(location)
     taken = _taken(world, model_id, blobs)
     version = _own(world, model_id, location, job.job_id, taken, {blob.name for blob in blobs}) or _next(taken)
     for _ in range(_PATIENCE):
+        if exactly not in (None, version):
+            raise Superseded(f"{model_id} {exactly} was given to another publish since", cure="make a new plan")
         content = world.trust.sealed("manifest", canonical({**described, "version": version, "job_id": job.job_id}))
         name = names.manifest(location, model_id, version)
         try:

@@ -15,9 +15,9 @@ Its bytes are copied under their registry version and hashed, never unpickled. F
 compared with challengers and gone back to."""
 
 
-PRUNE = """Delete uploads that never came into production, and what killed writers left behind.
+PRUNE = """List uploads that never came into production, and what killed writers left behind; with --yes, delete them.
 
-Nothing goes that a pointer, the history, the registry or an unfinished job refers to; look first with --dry-run."""
+Nothing goes that a pointer, the history, the registry or an unfinished job refers to."""
 
 
 @app.command("adopt", help=ADOPT, epilog=epilog("servicectl artifacts adopt Loan_Approve"))
@@ -35,23 +35,27 @@ def adopt(
     end_with(at, ran)
 
 
-@app.command("prune", help=PRUNE, epilog=epilog("servicectl artifacts prune --days 30 --dry-run"))
+@app.command("prune", help=PRUNE, epilog=epilog("servicectl artifacts prune --days 30 --yes"))
 def prune(
     context: typer.Context,
     days: Annotated[int, typer.Option(min=0, help="Keep what is younger than this.")] = 30,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go, delete nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it, only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Delete nothing, whatever else is said.")] = False,
 ) -> None:
     from datetime import timedelta
 
     from servicectl.actions.prune_artifacts import prune as action
 
     at = session(context)
+    dry_run = dry_run or not yes
     with at.working("prune"):
         swept = action(at.world, at.world.clock.now() - timedelta(days=days), dry_run=dry_run)
     verb = "would delete" if dry_run else "deleted"
     gone = [f"{verb} {name}" for name in (*swept.blobs, *swept.temporaries)]
     left = [f"{model}: busy, left alone" for model in swept.busy]
-    at.end(msgspec.to_builtins(swept), lines([*gone, *left, f"{verb} {len(gone)} file(s), {swept.bytes / 1e6:.1f} MB"]))
+    how = "; --yes deletes them" if dry_run and gone else ""
+    total = f"{verb} {len(gone)} file(s), {swept.bytes / 1e6:.1f} MB{how}"
+    at.end(msgspec.to_builtins(swept), lines([*gone, *left, total]))
 
 
 @app.callback()

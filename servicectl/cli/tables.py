@@ -57,7 +57,11 @@ def print_models(screen: Screen, models: Sequence[ModelState]) -> None:
                 one.sha256[:12] if one.sha256 else "-",
                 one.job[-8:] if one.job else "-",
                 figure(one.max_drift_score),
-                Styled("agree", "green") if one.agree else Styled(differ, "red"),
+                Styled(differ, "red")
+                if not one.agree
+                else Styled(f"agree; beside them {', '.join(one.strays)}", "yellow")
+                if one.strays
+                else Styled("agree", "green"),
             ]
         )
     columns = ["model", "version", "generation", "since", "sha256", "job", "worst PSI", "stores"]

@@ -49,7 +49,8 @@ class Projection:
     `generation` rises with every publish and rollback. `sha256` is the hex digest of the artifact whose extension
     is metadata["artifact_type"]; `name` is that artifact's immutable name in the store; `job_id` is the publisher.
     `metadata` holds the registry row's members; drift scores that are None or not finite become 0.0, since a NaN
-    blinds readers (in Redis only: the registry keeps NULL). `artifacts` maps extension to bytes.
+    blinds readers (in Redis only: the registry keeps NULL). `artifacts` maps extension to bytes; what lies there under
+    other extensions goes, unless `keep_others`: an incumbent from before servicectl is served as it was.
     """
 
     model_id: str
@@ -60,6 +61,7 @@ class Projection:
     job_id: str | None
     metadata: Mapping[str, Any]
     artifacts: Mapping[str, bytes]
+    keep_others: bool = False
 
 
 class Projected(StrEnum):
@@ -118,6 +120,12 @@ class ServingKeys:
         with self._redis.told():
             return frozenset(_text(name) for name in self._redis.client.smembers(PROD_MODELS))
 
+    def generation(self, model_id: str) -> int | None:
+        """The generation that Redis was given of a model; None where nothing of ours is stored."""
+        with self._redis.told():
+            stored: Any = self._redis.client.get(metadata_key(model_id))
+        return _generation(_object(stored))
+
     def read(self, model_id: str) -> Current | None:
         """What one moment's Redis says of a model; None if it holds neither metadata nor the artifact."""
 
@@ -159,19 +167,22 @@ class ServingKeys:
         pipe.watch(metadata_key(model_id))
         raw = pipe.get(metadata_key(model_id))
         stored = _object(raw)
-        text = json.dumps(wanted, allow_nan=False)
         generation = _generation(stored)
         if generation is not None and generation > projection.generation:
             return Projected.SUPERSEDED
 
         extensions = self._extensions(pipe, model_id, stored)
+        if projection.keep_others:
+            # On record beside ours, so that whoever replaces the incumbent finds them.
+            wanted = {**wanted, "artifacts": dict.fromkeys(sorted(extensions)) | wanted["artifacts"]}
+        text = json.dumps(wanted, allow_nan=False)
         pipe.watch(*(artifact_key(model_id, extension) for extension in extensions | projection.artifacts.keys()))
         changed = {
             extension: content
             for extension, content in projection.artifacts.items()
             if not _holds(pipe, artifact_key(model_id, extension), content)
         }
-        stale = sorted(extension for extension in extensions if extension not in projection.artifacts)
+        stale = [] if projection.keep_others else sorted(extensions - projection.artifacts.keys())
         before = _served(pipe, model_id, stored)
         load = {"version": projection.version, "sha256": projection.sha256}
         listed = pipe.sismember(PROD_MODELS, model_id)

@@ -71,6 +71,7 @@ class CheckRequest(Struct, frozen=True, kw_only=True):
     libraries: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     any_library: bool = False
+    telling: tuple[int, ...] | None = None
 
 
 def describe(snapshot: Path, spec: TrainingSpec, query: str | None = None) -> SnapshotFacts:
@@ -177,12 +178,13 @@ def check(
     allowed: Sequence[str] = (),
     *,
     any_library: bool = False,
+    telling: Sequence[int] | None = None,
 ) -> Servability:
     """Prove that Service B will get this program's numbers from a model, and give the requests that show it.
 
     `libraries` are those that Service B has beyond scikit-learn's own, `allowed` what else a pickle may name. With
-    `any_library` one that Service B is not known to have is told in the answer only. Raises NotServable, or
-    IntegrityError.
+    `any_library` one that Service B is not known to have is told in the answer only. `telling` is `Verdict.telling`,
+    rows that must be among the requests; None: there was no champion. Raises NotServable, or IntegrityError.
     """
     request = CheckRequest(
         spec=spec,
@@ -192,6 +194,7 @@ def check(
         libraries=tuple(libraries),
         allowed=tuple(allowed),
         any_library=any_library,
+        telling=None if telling is None else tuple(telling),
     )
     return child.run("check", request, Servability, what=_what("checking", spec), limits=_limits(spec))
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from servicectl.training.floor import JudgeRequest
     from servicectl.training.heldout import BlockSplit, Known
 
+_TELLING_ROWS = 12
 _SAME = 1e-12  # two figures this close are one figure computed in two orders
 
 
@@ -67,13 +68,25 @@ def judge(request: JudgeRequest) -> Verdict:
             empty, reason="every held-out row was already seen in training; newer rows are needed to judge on"
         )
     base = msgspec.structs.replace(
-        empty, rows=len(rows), heldout_from=moment(rows.times[0]), heldout_until=moment(rows.times[-1])
+        empty,
+        rows=len(rows),
+        heldout_capped=len(parts.heldout) >= spec.heldout_rows,
+        heldout_from=moment(rows.times[0]),
+        heldout_until=moment(rows.times[-1]),
+        champion_rows_unknown=request.champion is not None and request.champion_seen_until is None,
     )
     try:
         answers = outputs(opened(challenger_bytes, request.allowed), rows, spec)
     except Unusable as finding:
         return msgspec.structs.replace(base, decision="REJECT", reason=f"the challenger is unusable: {finding}")
-    base = msgspec.structs.replace(base, challenger=measure_all(answers, spec, also))
+    base = msgspec.structs.replace(
+        base,
+        challenger=measure_all(answers, spec, also),
+        predict_ms=None if gate.max_predict_ms is None else predict_ms(answers),
+    )
+    if gate.max_mb is not None and (size_mb := request.challenger.bytes / 1e6) > gate.max_mb:
+        too_large = f"the challenger is {size_mb:.1f} MB, serving.max_mb is {gate.max_mb:g}"
+        return msgspec.structs.replace(base, decision="REJECT", reason=too_large)
     champion = _champion(champion_bytes, request.allowed, rows, spec, also) if champion_bytes is not None else None
     if champion is not None and champion.answers is not None:
         base = _compared(base, answers, champion, rows, gate)
@@ -86,6 +99,8 @@ def _decided(
 ) -> tuple[Decision, str]:
     if gate.mode == "always":
         return "PROMOTE", "gate = always"
+    if gate.max_predict_ms is not None and base.predict_ms is not None and base.predict_ms > gate.max_predict_ms:
+        return "REJECT", f"one prediction takes {base.predict_ms:g} ms, gate.max_predict_ms is {gate.max_predict_ms:g}"
     if champion is None:
         return _by_floors("no champion to compare with", base, parts, rows, spec, gate)
     if champion.answers is None:
@@ -95,7 +110,20 @@ def _decided(
         return "INCONCLUSIVE", (
             f"{said} and no floors are configured; set models.{spec.model_id}.floors, or gate.mode = always for one run"
         )
-    return _by_comparison(base, gate)
+    decision, reason = _by_comparison(base, gate)
+    return decision, f"{reason}{_reservations(base)}"
+
+
+def _reservations(base: Verdict) -> str:
+    """What a comparison could not allow for."""
+    said = ""
+    if base.champion_rows_unknown:
+        said += "; nobody recorded which rows the champion learnt: it may have learnt some of these, which favours it"
+    if 1 < base.entities < evidence.FEWEST_ENTITIES:
+        said += f"; {base.entities} entities are too few to allow for one that resembles itself"
+    if base.heldout_capped:
+        said += f"; only the newest {base.rows:,} rows are judged by (training.heldout_rows)"
+    return said
 
 
 def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
@@ -113,9 +141,11 @@ def _by_comparison(base: Verdict, gate: GateSpec) -> tuple[Decision, str]:
         f"{base.metric} differs by {base.difference:+.4f}"
         f" (at least {base.interval[0]:+.4f}, at most {base.interval[1]:+.4f}, over {base.blocks} time blocks{budget})"
     )
-    if gate.max_predict_ms is not None and base.predict_ms is not None and base.predict_ms > gate.max_predict_ms:
-        return "REJECT", f"one prediction takes {base.predict_ms:g} ms, gate.max_predict_ms is {gate.max_predict_ms:g}"
     if base.interval[0] > gate.min_improvement:
+        held = [_held(name, base.challenger, floor, "the floor") for name, floor in gate.floors.items()]
+        if not all(good for good, _ in held):
+            below = ", ".join(words for good, words in held if not good)
+            return "REJECT", f"better than the champion: {figures}; but below the floors: {below}"
         return _by_slices(base, gate, figures)
     if base.difference <= gate.min_improvement + _SAME:
         return "REJECT", f"not better than the champion by more than {gate.min_improvement:g}: {figures}"
@@ -145,15 +175,18 @@ def _by_floors(
 ) -> tuple[Decision, str]:
     """Absolute floors. Where none is set for the main metric: not worse than always answering the same."""
     floors: dict[str, tuple[float, str]] = {name: (least, "the floor") for name, least in gate.floors.items()}
+    warning = ""
     if spec.main_metric not in floors:
         constant = _constant(parts, rows, spec)
         if constant is None:
             return "INCONCLUSIVE", f"{because}, and {spec.main_metric} is undefined on the held-out rows"
         floors[spec.main_metric] = (constant, "the constant predictor")
+        if (found := base.challenger.get(spec.main_metric)) is not None and f"{found:.4f}" == f"{constant:.4f}":
+            warning = "; WARNING: no better than a constant"
     held = [_held(name, base.challenger, floor, said) for name, (floor, said) in floors.items()]
     words = ", ".join(said for _, said in held)
     if all(good for good, _ in held):
-        return "PROMOTE", f"{because}; floors decide: {words}"
+        return "PROMOTE", f"{because}; floors decide: {words}{warning}"
     return "REJECT", f"{because}; below the floors: {words}"
 
 
@@ -219,7 +252,8 @@ def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, 
     alpha = evidence.spent(gate.alpha, gate.earlier_challengers)
     wanted = max(evidence.BLOCKS, gate.min_blocks)
     blocks = evidence.time_blocks(rows.times, wanted)
-    found = evidence.compare(difference, blocks, evidence.entity_groups(rows.entities), alpha)
+    entities = evidence.entity_groups(rows.entities)
+    found = evidence.compare(difference, blocks, entities, alpha)
     count = int(blocks[-1]) + 1
     more: int | None
     if count < gate.min_blocks:
@@ -235,8 +269,17 @@ def _compared(base: Verdict, answers: Outputs, champion: _Champion, rows: Rows, 
         more_rows=more if found is None or found.low <= gate.min_improvement else None,
         alpha=alpha,
         slices={} if not gate.slices else _sliced(difference, answers.frame, rows, gate, alpha),
-        predict_ms=None if gate.max_predict_ms is None else predict_ms(answers),
+        entities=len(np.unique(rows.entities)),
+        entity_groups=0 if entities is None else int(entities.max()) + 1,
+        telling=_telling(answers, incumbent),
     )
+
+
+def _telling(ours: Outputs, theirs: Outputs) -> tuple[int, ...]:
+    """Rows by which serving can be told apart: answered differently, evenly over all such rows, counted from the newest."""
+    places = np.flatnonzero(~np.isclose(ours.predicted, theirs.predicted, rtol=1e-6, atol=1e-9))
+    chosen = places[np.linspace(0, len(places) - 1, min(_TELLING_ROWS, len(places))).astype(np.int64)]
+    return tuple(len(ours.predicted) - 1 - int(place) for place in chosen)
 
 
 def _sliced(

@@ -89,13 +89,13 @@ def check(request: CheckRequest) -> Servability:
             f"the model of {spec.model_id} names {', '.join(wrong[:5])}, which no estimator needs; it was not opened",
             cure="find out where this file came from; [trust] allowed_modules says what else is allowed",
         )
-    rows = _canary_rows(Path(request.snapshot), spec)
+    rows, tells = _canary_rows(Path(request.snapshot), spec, request.telling)
     answer = _probed(
         spec, model, rows, [*_WITH_SCIKIT_LEARN, *needed, *(sys.stdlib_module_names - _NEVER)], allowed, size_mb
     )
     canary = tuple(
-        CanaryRow(dict(zip(spec.features, row, strict=True)), prediction)
-        for row, prediction in zip(rows, answer.predictions, strict=True)
+        CanaryRow(dict(zip(spec.features, row, strict=True)), prediction, told)
+        for row, prediction, told in zip(rows, answer.predictions, tells, strict=True)
     )
     return Servability(
         canary=canary, size_mb=round(size_mb, 3), libraries_needed=needed, confinement=answer.confinement
@@ -163,7 +163,10 @@ def _libraries(pickled: bytes, request: CheckRequest, spec: TrainingSpec) -> tup
     return tuple(needed)
 
 
-def _canary_rows(snapshot: Path, spec: TrainingSpec) -> list[list[float | str | None]]:
+def _canary_rows(
+    snapshot: Path, spec: TrainingSpec, telling: tuple[int, ...] | None
+) -> tuple[list[list[float | str | None]], list[bool | None]]:
+    """Values of each row, and whether the champion answers it otherwise."""
     # Here, because the parent imports this module only to raise what a child answered.
     import numpy as np
 
@@ -173,19 +176,23 @@ def _canary_rows(snapshot: Path, spec: TrainingSpec) -> list[list[float | str | 
         from servicectl.training.heldout import heldout_in_blocks
 
         some = heldout_in_blocks(snapshot, spec)
-        frames = list(some.part(np.array(_spread(len(some)))).frame())
-        return [[_value(value) for value in row] for frame in frames for row in frame.itertuples(index=False)]
+        positions, tells = _positions(len(some), telling)
+        frames = list(some.part(np.array(positions)).frame())
+        return [[_value(value) for value in row] for frame in frames for row in frame.itertuples(index=False)], tells
     from servicectl.training.frame import read, split
 
     heldout = split(read(snapshot, spec), spec).heldout
     columns = [heldout.features[name] for name in spec.features]
-    return [[_value(column[number]) for column in columns] for number in _spread(len(heldout))]
+    positions, tells = _positions(len(heldout), telling)
+    return [[_value(column[number]) for column in columns] for number in positions], tells
 
 
-def _spread(rows: int) -> list[int]:
-    """Positions of the canary's rows: evenly over all of them."""
-    count = min(_CANARY_ROWS, rows)
-    return [number * rows // count for number in range(count)]
+def _positions(rows: int, telling: tuple[int, ...] | None) -> tuple[list[int], list[bool | None]]:
+    """The canary's rows: those by which the champion is told apart, the others evenly over all; and which are which."""
+    apart = {rows - 1 - place for place in telling or () if place < rows}
+    count = min(_CANARY_ROWS - len(apart), rows)
+    positions = sorted(apart | {number * rows // count for number in range(count)})
+    return positions, [None if telling is None else number in apart for number in positions]
 
 
 def _value(value: Any) -> float | str | None:

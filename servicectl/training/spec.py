@@ -38,6 +38,7 @@ class TrainingSpec(Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     metric: str | None = None  # None: DEFAULT_METRIC
     heldout_fraction: float = 0.2
+    heldout_rows: int = 1_000_000  # at most; older ones are trained on
     embargo_s: float = 0.0
     seed: int = 0
     threads: int = 1
@@ -80,7 +81,8 @@ class GateSpec(Struct, frozen=True, kw_only=True):
 
     `min_improvement` is in units of the main metric, whichever way that metric points. `slices` must not be shown
     worse, each by more than `slice_margin`. `floors` maps a metric to
-    the least value (the most, for mae, rmse and log_loss) of a model that has no champion to be compared with.
+    the least value (the most, for mae, rmse and log_loss) of any model that is promoted, with a champion or without.
+    `max_mb` is in 10^6 bytes.
     """
 
     mode: Literal["judge", "always"] = "judge"
@@ -91,6 +93,7 @@ class GateSpec(Struct, frozen=True, kw_only=True):
     slices: dict[str, str] = {}  # name -> condition on one feature, e.g. "age >= 60"
     slice_margin: float = 0.02  # how much worse a slice may be, in units of the main metric
     max_predict_ms: float | None = None  # for one row
+    max_mb: float | None = None  # of the pickled model
     floors: dict[str, float] = {}
 
 
@@ -111,6 +114,7 @@ class SnapshotFacts(Struct, frozen=True, kw_only=True):
     first: datetime
     last: datetime
     columns: tuple[str, ...]
+    types: dict[str, str] = {}  # of the columns, in DuckDB's words
     class_shares: dict[str, float] | None = None
     query: str | None = None
 
@@ -151,6 +155,9 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
     `difference` is challenger against champion on the main metric, positive where the challenger is better, and
     `interval` holds its one-sided lower and upper bounds at `alpha`. None: nothing was there to compare with.
+    `champion_rows_unknown`: nobody recorded which rows the champion learnt, so it may have learnt some of these.
+    `heldout_capped`: the rows are the newest `heldout_rows` of a larger `heldout_fraction`.
+    `telling`: some rows that the two answer differently, as held-out rows counted from the newest, which is 0.
     """
 
     decision: Decision
@@ -166,6 +173,11 @@ class Verdict(Struct, frozen=True, kw_only=True):
     alpha: float | None = None  # what the comparison was allowed, after earlier challengers
     slices: dict[str, tuple[float, float, float]] = {}  # difference and its bounds
     predict_ms: float | None = None
+    champion_rows_unknown: bool = False
+    entities: int = 0
+    entity_groups: int = 0  # that the bounds allow for; 0: too few entities, or each row is one
+    heldout_capped: bool = False
+    telling: tuple[int, ...] = ()
     heldout_from: datetime | None = None
     heldout_until: datetime | None = None
 
@@ -190,10 +202,14 @@ class Decay(Struct, frozen=True, kw_only=True):
 
 
 class CanaryRow(Struct, frozen=True):
-    """One request and the answer that the published model must give to it."""
+    """One request and the answer that the published model must give to it.
+
+    `tells`: whether the model that it was judged against is known to answer otherwise; None: there was none.
+    """
 
     features: dict[str, float | str | None]
     prediction: float
+    tells: bool | None = None
 
 
 class Servability(Struct, frozen=True, kw_only=True):

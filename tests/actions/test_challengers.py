@@ -27,8 +27,8 @@ def test_each_challenger_that_a_champion_survived_makes_the_next_comparison_stri
     assert [one["decision"] for one in (not_compared, first, second, replaced)] == [
         "INCONCLUSIVE", "REJECT", "REJECT", "PROMOTE",
     ]  # fmt: skip
-    assert [one["alpha"] for one in (first, second, after)] == pytest.approx([0.05, 0.05 / 3, 0.05])
-    assert "at alpha 0.017 after 1 earlier challenger of this champion" in second["reason"]
+    assert [one["alpha"] for one in (first, second, after)] == pytest.approx([0.05, 0.05 / 8, 0.05])
+    assert "at alpha 0.0063 after 1 earlier challenger of this champion" in second["reason"]
     assert "earlier challenger" not in after["reason"]
 
 

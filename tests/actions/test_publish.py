@@ -149,7 +149,7 @@ def test_a_wrong_answer_after_the_swap_is_undone_under_a_higher_generation(
     assert before is not None
     with wrong_serving(site.estate.serving.address, lambda name: name == "Churn") as address:
         site.configure(MODELS, serving=address)
-        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="0.5")
+        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="1")
     assert outcomes(told) == [("publish", "undone")]
     assert "0.1.0 is back in production as generation 3" in told["jobs"][0]["result"]["serving"]
     pointer = site.pointer()
@@ -166,13 +166,35 @@ def test_a_wrong_answer_after_the_swap_is_undone_under_a_higher_generation(
     assert site.ok("sync-production")["jobs"][-1]["result"]["models"] == {"Churn": "unchanged"}
 
 
+def test_a_service_b_that_goes_on_answering_as_the_old_model_is_noticed_and_the_publish_undone(
+    either_site: Site, second_candidate: Saved
+) -> None:
+    site = either_site
+    site.restore(second_candidate)
+    site.estate.client.set("model:Old:pkl", site.store.read("Model_Churn/Model_Churn_0.1.0.pkl")[0])
+    with wrong_serving(site.estate.serving.address, instead={"Churn": "Old"}) as address:
+        site.configure(MODELS, serving=address)
+        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="1")
+    assert outcomes(told) == [("publish", "undone")]
+    pointer = site.pointer()
+    assert pointer is not None
+    assert (pointer.generation, pointer.version) == (3, "0.1.0")
+
+
+def test_a_publish_says_how_many_rows_tell_the_new_model_from_the_old_one(site: Site, second_candidate: Saved) -> None:
+    site.restore(second_candidate)
+    said = site.ok("publish", "Churn")["jobs"][0]["result"]["serving"]
+    assert "; the version that it was judged against answers " in said
+    assert "answers 0 of them" not in said
+
+
 def test_an_adopted_incumbent_without_a_baseline_comes_back_too(site: Site, first_candidate: Saved) -> None:
     site.restore(first_candidate)
     incumbent(site, "Churn", b"bytes from before")
     site.ok("artifacts", "adopt", "Churn")
     with wrong_serving(site.estate.serving.address, lambda name: name == "Churn") as address:
         site.configure(MODELS, serving=address)
-        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="0.3")
+        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="1")
     assert outcomes(told) == [("publish", "undone")]
     pointer = site.pointer()
     assert pointer is not None
@@ -214,10 +236,10 @@ def test_an_undo_that_dies_is_finished(site: Site, second_candidate: Saved, step
     site.restore(second_candidate)
     with wrong_serving(site.estate.serving.address, lambda name: name == "Churn") as address:
         site.configure(MODELS, serving=address)
-        died = site.run("publish", "Churn", crash_at=f"publish/{step}/effect", SERVING_TIMEOUT_S="0.3")
+        died = site.run("publish", "Churn", crash_at=f"publish/{step}/effect", SERVING_TIMEOUT_S="1")
         assert died.status == -signal.SIGKILL, died
         assert site.pointer() is not None
-        told = told_by(site, "jobs", "resume", status=1, SERVING_TIMEOUT_S="0.3")
+        told = told_by(site, "jobs", "resume", status=1, SERVING_TIMEOUT_S="1")
     assert outcomes(told) == [("publish", "undone")]
     pointer = site.pointer()
     assert pointer is not None
@@ -234,7 +256,7 @@ def test_a_first_model_that_serving_answers_wrongly_is_not_said_to_be_undone(
     site.restore(first_candidate)
     with wrong_serving(site.estate.serving.address, lambda name: name == "Churn") as address:
         site.configure(MODELS, serving=address)
-        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="0.3")
+        told = told_by(site, "publish", "Churn", status=1, SERVING_TIMEOUT_S="1")
     assert outcomes(told) == [("publish", "not-undone")]
     assert "needs an operator" in told["jobs"][0]["result"]["serving"]
     pointer = site.pointer()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
 import threading
@@ -17,7 +18,7 @@ from servicectl.estate.queue import READ_QUEUE
 from servicectl.estate.serving import ServingClient
 from tests.actions.test_sync_production import Hostile, foreign_blob
 from tests.parts import ROOT
-from tests.parts.estate import MODELS, Estate, Saved, Site, outcomes
+from tests.parts.estate import MODELS, Estate, Saved, Site, deadline, outcomes
 
 BAD_MODELS = """
 [models.Flat]
@@ -52,6 +53,9 @@ def test_a_better_challenger_is_promoted_on_rows_that_neither_model_saw_and_wait
     assert shown["result"]["champion_version"] == "0.1.0"
     assert verdict["difference"] == pytest.approx(verdict["challenger"]["f1_macro"] - verdict["champion"]["f1_macro"])
     assert verdict["interval"][0] > 0
+    trained = shown["result"]["trained"]
+    assert (trained["mode"], trained["passes"], trained["window_share"]) == ("memory", None, None)
+    assert trained["estimate_mb"] >= 300
     assert datetime.fromisoformat(verdict["heldout_from"]) > datetime.fromisoformat(shown["result"]["trained"]["until"])
     pointer = site.pointer()
     assert pointer is not None
@@ -76,6 +80,31 @@ def test_two_models_are_retrained_and_published_side_by_side(site: Site) -> None
     with ServingClient(site.estate.serving.address, 20) as serving:
         assert serving.predict("Spend", {"tenure": 4}) == pytest.approx(15, abs=2)
         assert serving.predict("Churn", {"usage": 0.2, "tenure": 9}) == 1.0
+
+
+def test_a_killed_process_of_those_side_by_side_ends_the_command_as_resumable_and_nothing_is_lost(site: Site) -> None:
+    running = site.start("--json", "retrain", "--all", "--parallel", "2", "--no-publish")
+    check = deadline()
+    while [job["state"] for job in site.jobs()] != ["RUNNING"] * 2:
+        check("two running jobs")
+    pids = [site.ok("jobs", "show", job["id"])["owner"]["pid"] for job in site.jobs()]
+
+    os.kill(pids[0], signal.SIGKILL)
+    ended = running.wait()
+    left = site.jobs()
+    resumed = site.ok("jobs", "resume")
+
+    assert ended.status == 75, ended
+    assert "Traceback" not in ended.stderr
+    assert running.pid not in pids
+    assert {job["job_id"] for job in ended.told["jobs"]} == {job["job_id"] for job in left}
+    [told] = [job for job in ended.told["jobs"] if job["job_id"] == left[0]["job_id"]]
+    assert "was cut short: one of the processes side by side was killed" in told["error"]
+    assert told["cure"].startswith(f"servicectl jobs resume {left[0]['id']}; or set training.memory_mb")
+    assert left[0]["state"] == "INTERRUPTED"
+    assert {job["job_id"]: job["outcome"] for job in resumed["jobs"]} == {
+        job["job_id"]: "promoted" for job in left if job["state"] != "COMPLETED"
+    }
 
 
 def test_a_regression_on_real_rows_goes_the_same_way(site: Site) -> None:

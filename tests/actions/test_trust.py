@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,26 @@ def test_a_pointer_from_before_is_not_followed_again(
     tables = site.estate.tables()
     refused(site, tmp_path / "opened", "has generation 1, Redis was given 2")
     assert site.estate.tables() == tables
+
+
+def test_an_upload_that_is_swapped_before_it_was_read_back_is_never_published(
+    either_site: Site, second_candidate: Saved, tmp_path: Path
+) -> None:
+    site = either_site
+    trace = tmp_path / "opened"
+    site.restore(second_candidate)
+    died = site.run("publish", "Churn", crash_at="publish/upload/effect")
+    assert died.status == -signal.SIGKILL, died
+    foreign_blob(site, f"{FOLDER}0.1.1.pkl", pickle.dumps(Hostile(trace)))
+    before = site.served()
+    ended = site.run("--json", "jobs", "resume")
+    assert ended.status == 1, ended
+    assert f"{FOLDER}0.1.1.pkl is already in the artifact store with other content" in ended.told["jobs"][0]["error"]
+    assert site.served() == before
+    assert not trace.exists()
+    pointer = site.pointer()
+    assert pointer is not None
+    assert (pointer.generation, pointer.version) == (1, "0.1.0")
 
 
 def test_a_manifest_from_before_is_not_believed_again(site: Site, second_candidate: Saved, tmp_path: Path) -> None:

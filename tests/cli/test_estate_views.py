@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from tests.parts.estate import ALL_ROWS, MODELS, Saved, Site
 
 PARTIES = [
     "configuration", "job store", "permissions", "Redis", "DuckDB handler", "view features", "feature rows",
-    "Service C (analytics)", "Service B (serving)", "artifact store", "trust", "snapshot folder", "timers",
+    "Service C (analytics)", "Service B (serving)", "artifact store", "production blobs", "scikit-learn", "trust",
+    "trial load", "snapshot folder", "timers",
 ]  # fmt: skip
 
 
@@ -27,11 +29,18 @@ def health(site: Site, party: str, expected_status: int, **settings: str) -> dic
 def test_doctor_has_one_line_per_party_and_all_are_well(either_site: Site, published: Saved) -> None:
     site = either_site
     site.restore(published)
-    checks = site.ok("doctor")["checks"]
+    checks = site.ok("doctor", SERVING_SCIKIT_LEARN=version("scikit-learn"))["checks"]
     assert [check["party"] for check in checks] == PARTIES
     assert {check["health"] for check in checks if check["party"] != "timers"} == {"ok"}
     printed = site.run("doctor").stdout
     assert [party for party in PARTIES if party not in printed] == []
+
+
+def test_doctor_says_that_an_unknown_scikit_learn_is_not_compared(site: Site, published: Saved) -> None:
+    site.restore(published)
+    found = health(site, "scikit-learn", 0)
+    assert (found["health"], "not compared" in found["says"]) == ("warning", True)
+    assert "serving.scikit_learn" in found["cure"]
 
 
 def test_doctor_names_the_party_that_is_down_and_what_to_type(site: Site) -> None:

@@ -94,6 +94,32 @@ def test_a_publish_killed_after_each_step_in_turn_is_carried_to_its_end(
     assert site.picture() == undisturbed
 
 
+@pytest.mark.parametrize("step", STEPS)
+def test_what_a_killed_publish_left_is_made_to_agree_by_sync_production_alone(
+    estate: Estate, tmp_path: Path, second_candidate: Saved, step: str
+) -> None:
+    site = local_site(estate, tmp_path / "site")
+    site.restore(second_candidate)
+    died = site.run("publish", "Churn", crash_at=f"publish/{step}/effect")
+    assert died.status == -signal.SIGKILL, died
+    other = Site(estate, tmp_path / "other", site.url)
+    assert other.ok("sync-production")["jobs"][-1]["outcome"] == "synced"
+    pointer, served = site.pointer(), site.served()
+    assert pointer is not None
+    assert served is not None
+    told = served["metadata"]
+    assert (served["artifact"], told["version"], told["generation"]) == (
+        pointer.sha256, pointer.version, pointer.generation,
+    )  # fmt: skip
+    rows = [row["version"] for row in estate.tables()["model_metadata"] if row["status"] == "production"]
+    assert rows == [pointer.version]
+    # And what it has done is not in the way of the publish itself.
+    assert outcomes(site.ok("jobs", "resume")) == [("publish", "published")]
+    after = site.pointer()
+    assert after is not None
+    assert (after.generation, after.version) == (2, "0.1.1")
+
+
 def test_readers_find_a_complete_model_at_every_moment_of_kills_and_resumes(
     estate: Estate, store: str, tmp_path: Path, second_candidate: Saved
 ) -> None:

@@ -50,7 +50,7 @@ def queue(served: str) -> Iterator[HandlerQueue]:
     with HandlerQueue(served, timeout_s=10) as client:
         for table in ("model_metadata", "features_table"):
             client.run(f"DELETE FROM {table}")
-        for table in ("drift_results", "model_baselines"):
+        for table in ("drift_results", "drift_evidence", "model_baselines"):
             client.run(f"DROP TABLE IF EXISTS {table}")
         client.run("DROP VIEW IF EXISTS features")
         yield client
@@ -442,6 +442,65 @@ def test_results_come_newest_first_within_the_limit(registry: Registry) -> None:
         registry.record_drift_results([run])
 
     assert [result.run_id for result in registry.drift_results(_ROW.model_id, limit=2)] == ["run-3", "run-2"]
+
+
+def test_what_a_result_rests_on_is_stored_once_beside_it(registry: Registry) -> None:
+    registry.ensure_tables()
+    full = replace(
+        _RESULT,
+        trigger="timer",
+        window_end=_at("2026-11-22 23:00:00.5"),
+        critical=True,
+        evidence={"analyst": "builtin", "effect": 1.5, "current": {"rows": 10, "null_share": None}},
+    )
+
+    registry.record_drift_results([full])
+    registry.record_drift_results([replace(full, trigger="operator")])
+
+    assert registry.drift_results(_ROW.model_id) == (full,)
+
+
+def test_results_from_before_there_was_evidence_are_read_without(registry: Registry) -> None:
+    registry.ensure_tables()
+    registry.record_drift_results([_RESULT])
+    registry._queue.run("DROP TABLE drift_evidence")
+
+    assert registry.drift_results(_ROW.model_id) == (_RESULT,)
+    assert registry.scheduled_looks(["income"]) == ()
+    registry.ensure_tables()
+    assert registry.drift_results(_ROW.model_id) == (_RESULT,)
+
+
+def test_the_limit_is_per_feature(registry: Registry) -> None:
+    registry.ensure_tables()
+    for day in (1, 2):
+        registry.record_drift_results(
+            [
+                replace(_RESULT, run_id=f"run-{day}", feature_name=name, checked_at=_at(f"2026-11-0{day} 00:00:00"))
+                for name in ("income", "tenure")
+            ]
+        )
+
+    found = [(one.run_id, one.feature_name) for one in registry.drift_results(_ROW.model_id, limit=1)]
+    assert found == [("run-2", "income"), ("run-2", "tenure")]
+
+
+def test_looks_are_those_that_a_timer_started_and_that_measured_something_newest_first(registry: Registry) -> None:
+    registry.ensure_tables()
+    for day, trigger, verdict, critical in (
+        (1, "timer", "WARNING", True),
+        (2, "operator", "CRITICAL", True),
+        (3, "timer, resumed", "CRITICAL", True),
+        (4, "timer", "NOT_MEASURED", False),
+        (5, "timer", "PASS", False),
+    ):
+        at = _at(f"2026-11-0{day} 00:00:00")
+        told = replace(_RESULT, run_id=f"run-{day}", verdict=verdict, checked_at=at)
+        registry.record_drift_results([replace(told, trigger=trigger, window_end=at, critical=critical)])
+
+    found = [(one.window_end.day, one.critical) for one in registry.scheduled_looks(["income", "other"])]
+    assert found == [(5, False), (1, True)]
+    assert registry.scheduled_looks(["other"]) == registry.scheduled_looks([]) == ()
 
 
 def test_more_results_than_one_statement_holds_are_all_stored(registry: Registry) -> None:

@@ -47,7 +47,7 @@ label = "spend"
 features = ["tenure"]
 """
 
-_TABLES = ("model_metadata", "model_baselines", "drift_results")
+_TABLES = ("model_metadata", "model_baselines", "drift_results", "drift_evidence")
 _BY_ANOTHER_NAME = "SELECT table_name AS name FROM information_schema.tables WHERE table_name LIKE 'saved_%'"
 
 
@@ -230,6 +230,7 @@ max_attempts = 60
 retry_base_s = 0.001
 [drift]
 min_rows = 1000
+stale_after = "never"
 {extra}"""
         )
 
@@ -282,14 +283,14 @@ min_rows = 1000
         return checked_pointer(self.store, model_id)
 
     def blobs(self, model_id: str = "Churn") -> dict[str, Any]:
-        """Every blob's content, less ids and times: digests of models, JSON of the others."""
+        """Every blob's content, less ids and times: JSON as such, digests of all others."""
         found = {}
         for blob in self.store.list(f"Model_{model_id}/"):
             content = self.store.read(blob.name)[0]
-            if blob.name.endswith((".pkl", ".parquet")):
-                found[blob.name] = hashlib.sha256(content).hexdigest()
-            else:
+            if blob.name.endswith(".json"):
                 found[blob.name] = _without_ids(json.loads(content))
+            else:
+                found[blob.name] = hashlib.sha256(content).hexdigest()
         return found
 
     def served(self, model_id: str = "Churn") -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ _Text = Annotated[str, Meta(min_length=1)]
 class Pointer:
     """`name` is the immutable blob; `sha256` and `size` (bytes) are its content's; `published_at` has a zone.
 
-    `kind` says how this generation came to be. `withdrawn` maps each version that was taken back to its model's digest:
+    `kind` says how this generation came to be; "incumbent" was found in production and adopted by nobody. `withdrawn` maps each version that was taken back to its model's digest:
     only an explicit command promotes it again.
     """
 
@@ -40,7 +40,7 @@ class Pointer:
     manifest_sha256: _Digest | None  # None: adopted from before servicectl, there is no manifest
     size: Annotated[int, Meta(ge=0)]
     published_at: Annotated[datetime, Meta(tz=True)]
-    kind: Literal["publish", "rollback", "undo", "adopt"] = "publish"
+    kind: Literal["publish", "rollback", "undo", "adopt", "incumbent"] = "publish"
     withdrawn: Mapping[str, str] = field(default_factory=dict)
 
 
