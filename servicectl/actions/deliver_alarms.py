@@ -9,7 +9,8 @@ from servicectl import log
 from servicectl.actions.kinds import DELIVER_ALARMS
 from servicectl.config import secret
 from servicectl.errors import ConfigError, ServicectlError, TryAgain
-from servicectl.estate.alarm_sinks import AppriseSink, CommandSink, Sink, WebhookSink
+from servicectl.estate.alarm_sinks import REFUSED, AlarmRefused, AppriseSink, CommandSink, Sink, WebhookSink
+from servicectl.estate.alarms import Alarm
 from servicectl.jobs.context import JobContext
 from servicectl.jobs.model import NewJob, Result
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 KEPT = timedelta(days=30)
 """An alarm that no sink took for so long is not news any more; `alarms list` still has it."""
+
+PATIENCE_S = 60.0
+"""A run that has told sinks for so long leaves the rest to the next one."""
+
+_REFUSALS = 3
+"""A sink that has refused one alarm so often is not asked about that one again."""
 
 
 def job(world: World) -> NewJob:
@@ -32,8 +39,17 @@ def run(world: World, context: JobContext) -> Result:
     return Result("delivered", {})
 
 
+def waiting(world: World) -> bool:
+    """Whether any sink is still to be told of anything; True also where the sinks cannot be made out."""
+    try:
+        return bool(_undelivered(world, [sink.name for sink in sinks(world)]))
+    except ConfigError:
+        return True
+
+
 def deliver(world: World) -> int:
-    """Try every alarm and sink once; returns how many are still to be told. A sink's failure is stored, never raised."""
+    """Try every alarm and sink once, for PATIENCE_S at most (and the end of the last try); returns how many are still to
+    be told. A sink's failure is stored, never raised."""
     try:
         ours = sinks(world)
     except ConfigError as wrong:
@@ -44,10 +60,19 @@ def deliver(world: World) -> int:
     by_name = {sink.name: sink for sink in ours}
     down: dict[str, str] = {}
     missing = 0
-    for alarm, name in world.alarms.undelivered(list(by_name), world.clock.now() - KEPT):
+    deadline = world.clock.monotonic() + PATIENCE_S
+    for alarm, name in _undelivered(world, list(by_name)):
+        if world.clock.monotonic() >= deadline:
+            missing += 1
+            continue
         if name not in down:
             try:
                 by_name[name].send(alarm)
+            except AlarmRefused as refused:
+                log.warning(f"alarm {alarm.short_id} was not delivered: {refused.message}")
+                world.alarms.tried(alarm.alarm_id, name, refused.message)
+                missing += 1
+                continue
             except ServicectlError as error:
                 down[name] = error.message
                 log.warning(f"alarm {alarm.short_id} was not delivered: {error.message}")
@@ -55,6 +80,16 @@ def deliver(world: World) -> int:
         world.alarms.tried(alarm.alarm_id, name, down.get(name))
         missing += name in down
     return missing
+
+
+def _undelivered(world: World, names: list[str]) -> list[tuple[Alarm, str]]:
+    given_up = {
+        (one.alarm_id, one.sink)
+        for one in world.alarms.deliveries()
+        if one.attempts >= _REFUSALS and (one.error or "").startswith(REFUSED)
+    }
+    found = world.alarms.undelivered(names, world.clock.now() - KEPT)
+    return [(alarm, name) for alarm, name in found if (alarm.alarm_id, name) not in given_up]
 
 
 def sinks(world: World) -> list[Sink]:

@@ -16,7 +16,7 @@ from servicectl.drift.comparison import Evidence
 from servicectl.drift.judgement import Rules, judge_all
 from servicectl.drift.trigger import LABEL, PREDICTION
 from servicectl.drift.values import Asked, FeatureRows, Judged, Measured, Settings, Verdict
-from servicectl.errors import PartyUnavailable
+from servicectl.errors import BadAnswer, PartyUnavailable
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
@@ -48,10 +48,23 @@ class Answered:
 def settings(world: World) -> Settings:
     """The configuration in the policy's words."""
     drift = world.config.drift
-    stale = timedelta(seconds=seconds(drift.stale_after, "drift.stale_after")) if drift.stale_after else None
+    own_history = drift.stale_after in (None, "auto")
+    stale = (
+        None
+        if own_history or drift.stale_after == "never"
+        else timedelta(seconds=seconds(str(drift.stale_after), "drift.stale_after"))
+    )
     analyst = "Service C" if world.config.analytics.source == "service-c" else "the builtin analytics"
     cut_offs = {name: one.estate_psi for name, one in drift_calibrate.load(world).items()}
-    return Settings(drift.min_rows, drift.effect_floor_psi, psi_cut_offs=cut_offs, stale_after=stale, analyst=analyst)
+    return Settings(
+        drift.min_rows,
+        drift.effect_floor_psi,
+        psi_cut_offs=cut_offs,
+        stale_after=stale,
+        watch_silence=own_history,
+        analyst=analyst,
+        looks_drifted=drift.looks_drifted if world.config.analytics.source == "service-c" else 1,
+    )
 
 
 def rules(world: World) -> Rules:
@@ -79,13 +92,15 @@ def ask(world: World, rows: Sequence[ModelRow], asked: Sequence[Asked], folder: 
     source = world.config.analytics.source
     if source == "service-c":
         counted = world.registry.feature_rows(sorted({feature for model in asked for feature in model.features}))
-        of_store = {name: FeatureRows(one.rows, one.without_time, one.newest) for name, one in counted.items()}
+        of_store = {
+            name: FeatureRows(one.rows, one.without_time, one.newest, one.oldest) for name, one in counted.items()
+        }
         return Answered(_service_c(world, asked), of_store)
     theirs: Answers = {}
     if source == "both":
         try:
             theirs = _service_c(world, asked)
-        except PartyUnavailable as silent:
+        except (PartyUnavailable, BadAnswer) as silent:
             log.warning(f"{silent.message}; the builtin analytics decide without a second opinion")
     return _builtin(world, rows, asked, folder, theirs, beside, compared=source == "both")
 

@@ -17,7 +17,7 @@ from servicectl.files import write_atomically
 
 if TYPE_CHECKING:
     from servicectl.actions.world import World
-    from servicectl.drift.statistics import Numbers
+    from servicectl.drift.calibration import CutOff
 
 _FILE = "drift_calibration.json"
 
@@ -46,11 +46,14 @@ def calibrate(world: World, budget: float | None) -> Calibration:
     Of a feature that is found in several places, the widest movements count.
     """
     from servicectl.actions.drift_sources import origins, reader
+    from servicectl.actions.drift_windows import declared_categories
+    from servicectl.drift.calibration import cut_off
     from servicectl.drift.windows import WideWindowFile, WindowFile
     from servicectl.drift.windows_sql import Wide, history_query
 
     chance = world.config.drift.false_alarms if budget is None else budget
-    places = origins(world, world.registry.production(), {})
+    production = world.registry.production()
+    places, categories = origins(world, production, {}), declared_categories(world, production)
     features = sorted({name for origin in places.values() for name in origin.names})
     found: dict[str, Stored] = {}
     world.config.state_folder.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -65,7 +68,14 @@ def calibrate(world: World, budget: float | None) -> Calibration:
             with WideWindowFile(path, origin.names) if wide else WindowFile(path) as history:
                 for feature in origin.names:
                     log.working(f"calibrate: {feature}")
-                    _add(found, feature, history.numbers(feature, "reference"), chance / len(features))
+                    told = cut_off(
+                        history.numbers(feature, "reference"),
+                        chance / len(features),
+                        category=feature in categories,
+                        text=history.holds_text(feature),
+                    )
+                    if told is not None:
+                        _add(found, feature, told)
     left_out = tuple(feature for feature in features if feature not in found)
     calibration = Calibration(world.clock.now().astimezone(UTC), chance, found, left_out)
     write_atomically(world.config.state_folder / _FILE, msgspec.json.encode(calibration))
@@ -86,12 +96,7 @@ def load(world: World) -> Mapping[str, Stored]:
         ) from None
 
 
-def _add(found: dict[str, Stored], feature: str, history: Numbers, chance: float) -> None:
-    from servicectl.drift.calibration import cut_off
-
-    told = cut_off(history, chance)
-    if told is None:
-        return
+def _add(found: dict[str, Stored], feature: str, told: CutOff) -> None:
     known = found.get(feature, Stored(0.0, 0.0, 0.0, told.places, told.rows))
     found[feature] = Stored(
         max(known.ks, told.ks),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from servicectl import log
 from servicectl.actions import deliver_alarms, governing, retrain
 from servicectl.actions.drift_look import Look, trigger_of
 from servicectl.actions.drift_look import look as look_at
-from servicectl.actions.kinds import DRIFT_CHECK, serving_scope
+from servicectl.actions.kinds import DELIVER_ALARMS, DRIFT_CHECK, serving_scope
 from servicectl.drift.governor import Ruling
 from servicectl.drift.values import Decision, Verdict
 from servicectl.errors import BadAnswer, ExitStatus, NotMeasured
@@ -47,7 +48,12 @@ def _check_once(world: World, *, queue_only: bool) -> tuple[list[Ran], bool]:
     submitted = world.runner.submit(NewJob(DRIFT_CHECK, DRIFT_CHECK, {}, trigger=world.trigger))
     job_id = submitted.job.job_id
     queued = queue_only or world.config.drift.retrain == "queue"
-    ran = [world.runner.run(job_id)] if queued else world.runner.run_with_children(job_id)
+    ran = [world.runner.run(job_id)]
+    children = world.runner.table.children(job_id)
+    # What fails here is on record, and its job tells it later: it is no failure of the check.
+    world.runner.drain([child.job_id for child in children if child.kind == DELIVER_ALARMS], only_if_due=True)
+    if not queued:
+        ran += world.runner.drain([child.job_id for child in children if child.kind != DELIVER_ALARMS])
     return ran, not submitted.created and ran[0].job.ended
 
 
@@ -67,8 +73,9 @@ def run(world: World, context: JobContext) -> Result:
     changes = look.changes + governed.changes
     context.step("store alarms", lambda: world.alarms.raise_once(context.job.job_id, changes), int)
     context.step("sound alarms", lambda: world.alarms.sound(changes), type(None))
-    undelivered = context.observe(lambda: deliver_alarms.deliver(world))
-    return _result(world, look, governed, undelivered)
+    # Told after the end: a slow sink must not hold up the retrains, which are queued with it.
+    undelivered = context.observe(lambda: deliver_alarms.waiting(world))
+    return _result(world, look, governed, undelivered=undelivered)
 
 
 def _preflight(world: World) -> tuple[ModelRow, ...]:
@@ -133,6 +140,8 @@ def _record(world: World, context: JobContext, look: Look) -> int:
 
     world.registry.ensure_tables()
     checked_at = context.job.created_at
+    details = look.details or ({},) * len(look.decisions)  # a look of an earlier release has none
+    trigger = context.job.trigger if context.job.attempts <= 1 else f"{context.job.trigger}, resumed"
     results = [
         DriftResult(
             run_id=context.job.job_id,
@@ -148,11 +157,19 @@ def _record(world: World, context: JobContext, look: Look) -> int:
             feature_rows=decision.rows,
             reason=decision.reason,
             checked_at=checked_at,
+            trigger=trigger,
+            window_end=_naive(decision.newest),
+            critical=decision.critical,
+            evidence=detail,
         )
-        for decision in look.decisions
+        for decision, detail in zip(look.decisions, details, strict=True)
     ]
     world.registry.record_drift_results(results)
     return len(results)
+
+
+def _naive(moment: datetime | None) -> datetime | None:
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment is not None and moment.tzinfo else moment
 
 
 def _governed(world: World, look: Look) -> Governed:
@@ -163,12 +180,13 @@ def _governed(world: World, look: Look) -> Governed:
     return Governed(told, governing.breaker_changes(told, world.alarms.standing().verdicts))
 
 
-def _result(world: World, look: Look, governed: Governed, undelivered: int) -> Result:
+def _result(world: World, look: Look, governed: Governed, *, undelivered: bool) -> Result:
     children: list[NewJob] = []
     not_configured: list[str] = []
     held_back = {ruling.model_id: ruling.reason for ruling in governed.rulings if not ruling.allowed}
     for model_id, why in look.held.items():
-        held_back[model_id] = f"{why} (trigger = {trigger_of(world, model_id)})"
+        damaged = any(one.model_id == model_id and one.verdict is Verdict.QUARANTINE for one in look.decisions)
+        held_back[model_id] = why if damaged else f"{why} (trigger = {trigger_of(world, model_id)})"
         log.notice(f"{model_id} is not retrained now: {held_back[model_id]}")
     if world.config.drift.retrain != "never":
         for model_id in look.retrain:
@@ -194,6 +212,7 @@ def _result(world: World, look: Look, governed: Governed, undelivered: int) -> R
         "evidence": [msgspec.to_builtins(one) for one in look.evidence],
         "agreements": [msgspec.to_builtins(one) for one in look.agreements],
         "decay": [msgspec.to_builtins(one) for one in look.decay],
+        "unverified": look.unverified,
     }
     status = ExitStatus.OK
     if not_configured:

@@ -17,11 +17,15 @@ if TYPE_CHECKING:
 def evidence(world: World, result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Given a drift-check's result, the evidence of every decision that is not a PASS, as in docs/json.md.
 
-    What the check itself measured is told as it was. Where Service C alone was asked, its windows are looked at now.
+    What the check itself measured is told as it was. Where Service C alone was asked, the windows of the others are
+    looked at now.
     """
-    if found := result.get("evidence"):
-        return list(found)
+    told = list(result.get("evidence", ()))
+    known = {(one["model_id"], one["evidence"]["feature"]) for one in told}
     wanted = {(one["model_id"], one["feature"]) for one in result.get("decisions", ()) if one["verdict"] != "PASS"}
+    wanted -= known
+    if not any("status" in one and one["status"] for one in result.get("decisions", ())) or not wanted:
+        return told  # Service C was not asked: there is nothing more to see
     rows = [
         replace(row, expected_features=tuple(f for f in row.expected_features if (row.model_id, f.name) in wanted))
         for row in world.registry.production()
@@ -30,7 +34,7 @@ def evidence(world: World, result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory(prefix="servicectl-explain-") as folder:
         measured = measure(world, [row for row in rows if row.expected_features], Path(folder))
-    return [
+    return told + [
         {"model_id": row.model_id, "evidence": msgspec.to_builtins(one[1])}
         for row in rows
         for feature in row.expected_features

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from servicectl.actions import drift_analysts, drift_decay
+from servicectl.actions import drift_analysts, drift_damage, drift_decay
 from servicectl.actions.drift_analysts import Answered, Beside
+from servicectl.actions.drift_details import detail
 from servicectl.actions.kinds import RETRAIN
 from servicectl.actions.production import read_truth
+from servicectl.actions.slots import TIMER
 from servicectl.clock import stored
 from servicectl.config import seconds
 from servicectl.drift.agreement import Agreement
-from servicectl.drift.alarm_changes import alarm_changes, reminders
+from servicectl.drift.alarm_changes import alarm_changes, endings, reminders
 from servicectl.drift.comparison import Evidence
-from servicectl.drift.policy import affected, decide, summary
+from servicectl.drift.policy import affected, decide, quarantined, summary
 from servicectl.drift.trigger import DECAY, LABEL, PREDICTION, Pull, Trigger, pull
 from servicectl.drift.values import Asked, Decision, FeatureRows, Judged, Measured, Verdict
 from servicectl.estate.artifacts import names
@@ -48,7 +50,9 @@ class Look:
     """One look at every production model: what was decided, which models must retrain, and what to tell.
 
     `decisions` are of features and of what is beside them. `held`: models that drifted or decayed and whose trigger
-    asks for more. `evidence` and `agreements` are empty where Service C alone was asked.
+    asks for more, or whose rows are damaged. `evidence` is of what is not a PASS, and was looked at: where Service C
+    alone was asked, the features of models that would retrain; `unverified` says why that could not be done.
+    `details` are stored beside the decisions, in their order.
     """
 
     decisions: tuple[Decision, ...]
@@ -63,6 +67,8 @@ class Look:
     agreements: tuple[Agreement, ...] = ()
     held: Mapping[str, str] = field(default_factory=dict)
     decay: tuple[drift_decay.Shown, ...] = ()
+    unverified: str = ""
+    details: tuple[dict[str, Any], ...] = ()
 
 
 def look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
@@ -76,6 +82,8 @@ def look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
     standing = world.alarms.standing()
     previous = {pair: Verdict(verdict) for pair, verdict in standing.verdicts.items()}
     settings = drift_analysts.settings(world)
+    # What was interrupted and is resumed looks at the same rows: it is no look of its own.
+    scheduled = context.job.trigger == TIMER and context.job.attempts <= 1
     findings = decide(
         asked,
         _answers(answered, besides=False),
@@ -84,6 +92,8 @@ def look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
         now=world.clock.now(),
         previous=previous,
         own_rows=answered.own_rows,
+        looks=_looks(world, asked) if settings.looks_drifted > 1 else {},
+        counts_as_look=scheduled,
     )
     answers, counted = _besides(world, answered, decayed, wanted)
     beside = decide(
@@ -91,17 +101,24 @@ def look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
         answers,
         {},
         # Labels come late by their nature, and a model may go unasked for days.
-        replace(settings, stale_after=None),
+        replace(settings, stale_after=None, watch_silence=False),
         now=world.clock.now(),
         previous=previous,
         own_rows=counted,
     ).decisions
     pulls = _pulls(world, affected(findings, features_of), findings.decisions, beside)
+    damage = drift_damage.Damage()
+    if world.config.analytics.source == "service-c" and (due := [name for name, one in pulls.items() if one.causes]):
+        damage = drift_damage.look(world, rows, due, context.folder)
+        findings = quarantined(findings, damage.broken)
+        pulls = _pulls(world, affected(findings, features_of), findings.decisions, beside)
+    evidence = {**answered.evidence, **damage.evidence}
     decisions = (*findings.decisions, *beside)
     # What no retrain depends on and nobody could measure is said, and nobody is woken for it.
     told = (*findings.decisions, *(one for one in beside if not _idle(one, relied)))
     changes = alarm_changes(previous, told, unmeasured=standing.unmeasured)
     changes += reminders(changes, told, _due_for_reminder(world))
+    changes += endings(previous, standing.unmeasured, decisions, frozenset(features_of))
     found = summary(findings)
     not_measured = Counter(one.verdict in _UNMEASURED for one in told)[True]
     drift = found.outcome == "drift" or any(
@@ -116,10 +133,12 @@ def look(world: World, context: JobContext, rows: tuple[ModelRow, ...]) -> Look:
         rows_without_time=_without_time(answered, asked),
         outcome="drift" if drift else "not-measured" if not_measured else "clear",
         not_measured=not_measured,
-        evidence=_shown(decisions, answered.evidence),
+        evidence=_shown(decisions, evidence),
         agreements=answered.agreements,
         held={model_id: one.held for model_id, one in pulls.items() if one.held},
         decay=tuple(one.shown for one in decayed.values() if one.shown is not None),
+        unverified=damage.unverified,
+        details=_details(world, decisions, evidence, decayed),
     )
 
 
@@ -198,11 +217,37 @@ def _idle(decision: Decision, relied: Kinds) -> bool:
     return decision.verdict is Verdict.NOT_MEASURED and decision.feature not in relied[decision.model_id]
 
 
+def _looks(world: World, asked: Sequence[Asked]) -> dict[str, frozenset[datetime]]:
+    """The newest rows' times of the CRITICAL scheduled looks in a row that come last, by feature."""
+    names = sorted({feature for model in asked for feature in model.features})
+    found: dict[str, set[datetime]] = defaultdict(set)
+    ended: set[str] = set()
+    for one in world.registry.scheduled_looks(names):
+        if one.feature_name not in ended and one.critical:
+            found[one.feature_name].add(one.window_end.replace(tzinfo=UTC))
+        else:
+            ended.add(one.feature_name)
+    return {name: frozenset(ends) for name, ends in found.items()}
+
+
+def _details(
+    world: World,
+    decisions: Sequence[Decision],
+    evidence: Mapping[tuple[str, str], Evidence],
+    decayed: Mapping[str, drift_decay.Decayed],
+) -> tuple[dict[str, Any], ...]:
+    source, rules = world.config.analytics.source, drift_analysts.rules(world)
+    return tuple(detail(one, source, evidence, decayed, rules) for one in decisions)
+
+
 def _pulls(
     world: World, drifted: Mapping[str, tuple[str, ...]], features: Sequence[Decision], beside: Sequence[Decision]
 ) -> dict[str, Pull]:
     verdicts = {(one.model_id, one.feature): one.verdict for one in beside}
-    damaged = {one.model_id: one.feature for one in features if one.verdict is Verdict.QUARANTINE}
+    damaged: dict[str, list[str]] = defaultdict(list)
+    for decision in features:
+        if decision.verdict is Verdict.QUARANTINE:
+            damaged[decision.model_id].append(decision.feature)
     counts = world.config.drift.retrain_on
     found = {}
     for model_id in sorted({*drifted, *(one.model_id for one in beside)}):
@@ -213,9 +258,12 @@ def _pulls(
             if kind != "features" and verdicts.get((model_id, _KINDS[kind])) is Verdict.CRITICAL
         ]
         one = pull(trigger_of(world, model_id), causes, verdicts.get((model_id, DECAY)))
-        if model_id in damaged and any(cause in _KINDS.values() for cause in one.causes):
+        if model_id in damaged and one.causes:
             # Broken rows make any model look bad, and the next one would learn them.
-            one = Pull((), f"{', '.join(one.causes)} may be due to broken data: {damaged[model_id]} is in quarantine")
+            quarantine = f"{', '.join(damaged[model_id])} {'are' if len(damaged[model_id]) > 1 else 'is'} in quarantine"
+            blamed = any(cause in _KINDS.values() for cause in one.causes)
+            why = "may be due to broken data" if blamed else "would be learnt together with broken data"
+            one = Pull((), f"{', '.join(one.causes)} {why}: {quarantine}")
         found[model_id] = one
     return found
 

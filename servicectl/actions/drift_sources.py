@@ -119,10 +119,8 @@ def label_rows(world: World, reader: Reader, model_id: str) -> FeatureRows:
 
 
 def _counted(told: Mapping[str, Any]) -> FeatureRows:
-    newest = told["newest"]
-    return FeatureRows(
-        int(told["all_rows"]), int(told["without_time"]), datetime.fromisoformat(str(newest)) if newest else None
-    )
+    newest, oldest = (datetime.fromisoformat(str(told[end])) if told[end] else None for end in ("newest", "oldest"))
+    return FeatureRows(int(told["all_rows"]), int(told["without_time"]), newest, oldest)
 
 
 @contextmanager

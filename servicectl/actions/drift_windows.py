@@ -87,7 +87,7 @@ class Sample:
         if self.file is None or name not in self.names:
             return None
         column = self.file.column(name)
-        return column if (column.values.dtype.kind == "U") == (like.values.dtype.kind == "U") else None
+        return column if (column.values.dtype.kind == "f") == (like.values.dtype.kind == "f") else None
 
 
 def measure(

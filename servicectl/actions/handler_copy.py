@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _STALE_S = 24 * 3600
 
 
-def copied(world: World, query: str, target: Path) -> int:
-    """Given a SELECT, have the handler write its rows as Parquet, and move the file to `target`; returns how many rows.
+def copied(world: World, query: str, target: Path, columns: int = 1) -> int:
+    """Given a SELECT of so many columns, have the handler write its rows as Parquet, and move the file to `target`; returns how many rows.
 
     Each send gets a file name of its own: a COPY that is executed late must not overwrite what is being read. Nothing
     stays in the shared folder. Raises as the handler's queue does, and ServicectlError where the folder is not shared.
@@ -28,7 +28,8 @@ def copied(world: World, query: str, target: Path) -> int:
     name = f"servicectl-{uuid.uuid4().hex}.parquet"
     written, there = shared / name, f"{world.config.snapshot_folder_handler}/{name}"
     try:
-        count = world.registry.copy_to_parquet(query, there, timeout_s=world.config.handler.snapshot_timeout_s)
+        timeout_s = world.config.handler.snapshot_timeout_s
+        count = world.registry.copy_to_parquet(query, there, columns=columns, timeout_s=timeout_s)
         if not written.is_file():
             raise ServicectlError(
                 f"the handler wrote {count} rows to {there}, but {written} is not there",

@@ -24,7 +24,7 @@ def history(
     context: typer.Context,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model id.")],
     feature: Annotated[str | None, typer.Argument(metavar="[FEATURE]", help="One of its features.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most this many results, the newest.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="At most this many results of each feature, the newest.")] = 1000,
 ) -> None:
     from servicectl.cli.drift_views import print_history
 

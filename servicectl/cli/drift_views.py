@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from servicectl.cli.screen import Cell, Screen, Styled, word
@@ -14,12 +15,19 @@ if TYPE_CHECKING:
 
 _LEVELS = "▁▂▃▄▅▆▇█"
 _GAP = "·"
-_SHOWN_CHECKS = 60
+_WIDTH = 60
 _BAR = 30
 
 
 def sparkline(values: Sequence[float | None]) -> str:
-    """Given figures in order of time, one character each from 0 to the largest; a dot where there is none."""
+    """Given figures in order of time, a character each from 0 to the largest; a dot where there is none.
+
+    More of them than fit share characters, each of which shows the largest of its own: a year still shows its peaks.
+    """
+    if len(values) > _WIDTH:
+        cuts = [len(values) * number // _WIDTH for number in range(_WIDTH + 1)]
+        shared = (values[start:stop] for start, stop in pairwise(cuts))
+        values = [max((value for value in some if value is not None), default=None) for some in shared]
     known = [value for value in values if value is not None]
     top = max(known, default=0.0)
     steps = len(_LEVELS) - 1
@@ -33,7 +41,7 @@ def print_history(screen: Screen, results: Sequence[DriftResult], *, one_feature
         screen.line("no check of this has been recorded")
         return
     if one_feature:
-        screen.line("PSI  ", sparkline([one.psi for one in results[:_SHOWN_CHECKS][::-1]]))
+        screen.line("PSI  ", sparkline([one.psi for one in results[::-1]]))
         rows: list[list[Cell]] = [
             [
                 f"{one.checked_at:%Y-%m-%d %H:%M}",
@@ -56,7 +64,7 @@ def print_history(screen: Screen, results: Sequence[DriftResult], *, one_feature
         rows.append(
             [
                 feature,
-                sparkline([one.psi for one in newest_first[:_SHOWN_CHECKS][::-1]]),
+                sparkline([one.psi for one in newest_first[::-1]]),
                 figure(newest_first[0].psi),
                 figure(max(known, default=None)),
                 str(len(newest_first)),

@@ -68,6 +68,32 @@ def reminders(
     )
 
 
+def endings(
+    previous: Mapping[tuple[str, str], Verdict],
+    unmeasured: frozenset[tuple[str, str]],
+    decisions: Iterable[Decision],
+    in_production: frozenset[str],
+) -> tuple[AlarmChange, ...]:
+    """Given what was told last, all of today's decisions and the models in production, the all-clears for what nobody
+    asks about any more: a model that left production, or a feature that its model does not use now.
+
+    What stands about a production model in parentheses is left alone: that is not always looked at.
+    """
+    asked = {(decision.model_id, decision.feature) for decision in decisions}
+    standing = {pair for pair, verdict in previous.items() if verdict is not Verdict.PASS} | unmeasured
+    changes = []
+    for model_id, feature in sorted(standing - asked):
+        if model_id not in in_production:
+            why = f"{model_id} is not in production any more"
+        elif feature.startswith("("):
+            continue
+        else:
+            why = f"{model_id} does not use it any more"
+        subject = f"{_named(feature)} of {model_id}" if feature else model_id
+        changes.append(AlarmChange(model_id, feature, "cleared", Verdict.PASS, f"PASS (cleared): {subject}: {why}"))
+    return tuple(changes)
+
+
 def _edge(before: Verdict, after: Verdict) -> Literal["raised", "worse", "cleared"] | None:
     match before, after:
         case (a, b) if a is b:

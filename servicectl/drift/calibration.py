@@ -35,10 +35,20 @@ class CutOff:
     rows: int
 
 
-def cut_off(history: statistics.Numbers, chance: float, *, resamples: int = RESAMPLES, seed: int = 0) -> CutOff | None:
+def cut_off(
+    history: statistics.Numbers,
+    chance: float,
+    *,
+    category: bool = False,
+    text: bool = False,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> CutOff | None:
     """Given a feature's values in order of time up to its current window (NaN for absent), and the chance per check
     that it may exceed the cut-off by itself; None if there are too few rows.
 
+    A `category` has a share to every value, however many those are. The values of a `text` stand for its categories:
+    only the shares mean anything, the other two are 0.
     The real windows are shares of all rows; the history is CURRENT_FROM of those.
     """
     rows = round(len(history) / CURRENT_FROM)
@@ -51,10 +61,12 @@ def cut_off(history: statistics.Numbers, chance: float, *, resamples: int = RESA
     if sizes.current < _LEAST_ROWS or room < 1:
         return None
     values = np.unique(history[np.isfinite(history)])
-    few = values if len(values) <= FEW_VALUES else None
+    few = values if category or text or len(values) <= FEW_VALUES else None
     random = np.random.default_rng(seed)
     effects = np.array([_effects(history, start, sizes, few) for start in random.integers(0, room, size=resamples)])
     ks, share_change, estate_psi = (beyond(column, chance) for column in effects.T)
+    if text:
+        ks = estate_psi = 0.0
     return CutOff(ks, share_change, estate_psi, places=len(history) / sizes.span, rows=len(history))
 
 

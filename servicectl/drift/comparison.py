@@ -63,7 +63,7 @@ class Evidence:
     `estate_kl` over Service C's ten equal-width bins (None for text). `ks` is None for text. `p_value` is that of
     the Kolmogorov-Smirnov or the chi-square test, by `kind`. `share_change` is the largest change of one category's
     share. `wasserstein` is in standard deviations of the reference. `out_of_range` and `new_values` are shares of
-    the current values. `broken`: why the current window is damaged data rather than drift; "" if it is not.
+    the current values; `out_of_range_p_value` is the chance of as many outside the reference's range, or more. `broken`: why the current window is damaged data rather than drift; "" if it is not.
     """
 
     feature: str
@@ -82,11 +82,14 @@ class Evidence:
     share_change: float = 0.0
     wasserstein: float | None = None
     out_of_range: float = 0.0
+    out_of_range_p_value: float = 1.0
     new_values: float = 0.0
     parts: tuple[Part, ...] = ()
     histogram: Histogram | None = None
     broken: str = ""
     reference_first: datetime | None = None
+    reference_last: datetime | None = None
+    current_first: datetime | None = None
     current_last: datetime | None = None
 
     @property
@@ -119,6 +122,8 @@ def compare(
         current_absent=absent[1],
         absent_p_value=statistics.chi_square(counts[0], counts[1]).p_value if counts.sum(1).all() else 1.0,
         reference_first=reference.first,
+        reference_last=reference.last,
+        current_first=current.first,
         current_last=current.last,
     )
     broken = quality.unordered(reference.last, current.first, current.last) or quality.emptied(
@@ -171,6 +176,7 @@ def _numbers(
         estate_kl=estate_kl,
         wasserstein=statistics.wasserstein(ordered, newer) / deviation if deviation else None,
         out_of_range=float(outside / len(newer)),
+        out_of_range_p_value=statistics.outside_p_value(len(ordered), len(newer), int(outside)),
         broken=quality.constant(ordered, newer) or quality.rescaled(ordered, newer, found),
     )
     if few:
@@ -215,7 +221,8 @@ def _text(
     parts: int,
     limits: quality.Limits,
 ) -> Evidence:
-    evidence = replace(evidence, broken=quality.constant(np.sort(before), np.sort(after)))
+    if len(set(after.tolist())) == 1:  # before a sort, which is slow for text
+        evidence = replace(evidence, broken=quality.constant(np.sort(before), after))
     return _categories(evidence, before, after, parts, limits, declared=True)
 
 

@@ -1,7 +1,8 @@
 """How often drift may retrain a model: the first retrain of an episode at once, the second when there is reason to.
 
 Pure: what was wished for, what the job store remembers, the limits and the time go in; one ruling per wish comes out.
-Retrains that an operator asked for by hand neither wait here nor count, except while they are unfinished.
+Retrains that an operator or a calendar asked for neither wait here nor count, except while they are unfinished, and when
+their challenger is published: that closes the breaker as any publish does, for whatever cause it opened.
 """
 
 from __future__ import annotations
@@ -11,14 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Literal
 
+PUBLISHED, REFUSED = "published", "refused"
+_IN_VAIN = ("rejected", "inconclusive", REFUSED)
+
 Rule = Literal["", "unfinished", "debounce", "cooldown", "budget", "breaker", "half-open"]
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """`debounce`: a model is not retrained twice within it, whatever the cause. `cooldown`: nor twice within it for one
-    cause. `breaker_rejections` challengers rejected in a row for one cause open the breaker; after `breaker_rest` one
-    more is tried. `budget`: training time of automatic retrains within a day; None: any."""
+    cause. `breaker_rejections` retrains in a row that led to no publish, for one cause, open the breaker; after
+    `breaker_rest` one more is tried. `budget`: training time of automatic retrains within a day; None: any."""
 
     debounce: timedelta = timedelta(minutes=10)
     cooldown: timedelta = timedelta(hours=6)
@@ -39,7 +43,8 @@ class Wish:
 class Retrain:
     """One retrain job as remembered. `automatic`: drift or a caller asked for it, not an operator.
 
-    `outcome` is "" while it is unfinished. `spent` is its training time. Times are UTC.
+    `outcome` is "" while it is unfinished, PUBLISHED once its challenger is in production, and REFUSED where that was
+    packaged and its publish turned it down. `spent` is its training time. Times are UTC.
     """
 
     model_id: str
@@ -54,13 +59,15 @@ class Retrain:
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """`allowed` with rule "unfinished" means: join the job that waits or runs, never a second one. `breaker_open`
-    stays True through a half-open try, until a challenger is promoted."""
+    stays True through a half-open try, until a challenger is published. `closed`: no cause of this model can have an
+    open breaker."""
 
     model_id: str
     allowed: bool
     rule: Rule
     reason: str
     breaker_open: bool = False
+    closed: bool = False
 
 
 def govern(wishes: Iterable[Wish], past: Sequence[Retrain], limits: Limits, now: datetime) -> tuple[Ruling, ...]:
@@ -76,7 +83,8 @@ def _ruling(wish: Wish, past: Sequence[Retrain], limits: Limits, now: datetime, 
         return Ruling(wish.model_id, allowed=True, rule="unfinished", reason="a retrain waits or runs already")
     automatic = [job for job in ours if job.automatic]
     same = [job for job in automatic if _same_cause(job, wish)]
-    rejected = _rejections(same)
+    in_vain = _in_vain(ours)
+    rejected = [job for job in in_vain if _same_cause(job, wish)]
     breaker_open = len(rejected) >= limits.breaker_rejections
 
     def held(rule: Rule, reason: str) -> Ruling:
@@ -89,7 +97,7 @@ def _ruling(wish: Wish, past: Sequence[Retrain], limits: Limits, now: datetime, 
         if (ends := rejected[0].finished_at + limits.breaker_rest) > now:
             return held(
                 "breaker",
-                f"{len(rejected)} challengers in a row were not better, for {_named(wish)}; "
+                f"{len(rejected)} challengers in a row were not put into production, for {_named(wish)}; "
                 f"one more is tried from {ends:%Y-%m-%d %H:%M} UTC on",
             )
     elif same and (ends := same[0].asked_at + limits.cooldown) > now:
@@ -97,20 +105,21 @@ def _ruling(wish: Wish, past: Sequence[Retrain], limits: Limits, now: datetime, 
     if limits.budget is not None and spent >= limits.budget:
         return held("budget", f"automatic retrains took {spent.total_seconds() / 60:.0f} minutes within a day")
     rule: Rule = "half-open" if breaker_open else ""
-    return Ruling(wish.model_id, allowed=True, rule=rule, reason="", breaker_open=breaker_open)
+    closed = len(in_vain) < limits.breaker_rejections
+    return Ruling(wish.model_id, allowed=True, rule=rule, reason="", breaker_open=breaker_open, closed=closed)
 
 
 def _same_cause(job: Retrain, wish: Wish) -> bool:
     return bool(job.causes & wish.causes) or job.causes == wish.causes
 
 
-def _rejections(same: Sequence[Retrain]) -> list[Retrain]:
-    """The newest retrains of one cause up to the last that was promoted, those of them that were rejected."""
+def _in_vain(newest_first: Sequence[Retrain]) -> list[Retrain]:
+    """The automatic retrains since the last publish, whoever asked for that, those of them that led nowhere."""
     found: list[Retrain] = []
-    for job in same:
-        if job.outcome == "promoted":
+    for job in newest_first:
+        if job.outcome == PUBLISHED:
             break
-        if job.outcome == "rejected":
+        if job.automatic and job.outcome in _IN_VAIN:
             found.append(job)
     return found
 

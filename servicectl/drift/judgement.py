@@ -29,7 +29,8 @@ class Rules:
     """`min_rows`: values that each window must have. `false_alarms`: the chance of any CRITICAL in a look at which
     nothing has drifted. Floors: the Kolmogorov-Smirnov distance of a number, and the change of one category's share,
     that are worth a retrain; half of them is worth a WARNING. `parts_drifted` of the current window's parts must show
-    the shift. `absent_floor`: the rise in the share of absent values that is worth a WARNING. `cut_offs`: calibrated
+    the shift. `absent_floor`: the rise in the share of absent values that is worth a WARNING. `outside_floor`: the share
+    of values of a number outside all that the reference holds that is worth one. `cut_offs`: calibrated
     least effects by feature, in multiples of the floor."""
 
     min_rows: int = 100
@@ -38,6 +39,7 @@ class Rules:
     effect_floor_share: float = 0.07
     parts_drifted: int = 1
     absent_floor: float = 0.05
+    outside_floor: float = 0.02
     cut_offs: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -86,7 +88,8 @@ def _judged(one: Evidence, rules: Rules, behind: str, p_value: float | None, tes
     strength = size / warning if one.p_value is not None and one.p_value < _UNADJUSTED else 0.0
     figures = _figures(one, p_value, tests)
     if p_value > rules.false_alarms or size < warning:
-        return _absent_values(one, rules, tests, Judged(Verdict.PASS, figures, strength))
+        calm = Judged(Verdict.PASS, figures, strength)
+        return _outside(one, rules, tests, _absent_values(one, rules, tests, calm))
     if size < floor:
         why = f"{figures}; the effect is {size / floor:.0%} of what is worth a retrain"
         return Judged(Verdict.WARNING, why, strength)
@@ -103,6 +106,16 @@ def _absent_values(one: Evidence, rules: Rules, tests: int, otherwise: Judged) -
     before, after = one.reference_absent / one.reference_rows, one.current_absent / one.current_rows
     why = f"{otherwise.reason}; {after:.1%} of the newest values are absent, {before:.1%} of the older ones were"
     return Judged(Verdict.WARNING, why, one.absent_change / rules.absent_floor)
+
+
+def _outside(one: Evidence, rules: Rules, tests: int, otherwise: Judged) -> Judged:
+    """Values where there never were any, such as -999 for "unknown": too few to move the distribution."""
+    if one.kind != "number" or one.out_of_range < rules.outside_floor:
+        return otherwise
+    if one.out_of_range_p_value * tests > rules.false_alarms:
+        return otherwise
+    why = f"{otherwise.reason}; {one.out_of_range:.1%} of the newest values are outside the range of all older ones"
+    return Judged(Verdict.WARNING, why, max(otherwise.strength, one.out_of_range / rules.outside_floor))
 
 
 def _shows(part: Part, rules: Rules, floor: float) -> bool:

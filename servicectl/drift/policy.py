@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -30,7 +31,9 @@ from servicectl.drift.values import (
 )
 
 __all__ = ["Asked", "Decision", "FeatureRows", "Findings", "Judged", "Measured", "Settings", "Summary", "Verdict"]
-__all__ += ["affected", "decide", "summary"]
+__all__ += ["affected", "decide", "quarantined", "summary"]
+
+_Seen = Callable[[str, FeatureRows | None], int]
 
 # The thresholds Service C itself judges by, in its order: PSI on 10 equal-width bins, then the two-sample
 # Kolmogorov-Smirnov statistic together with its p-value.
@@ -40,6 +43,11 @@ ANALYST_WARNING_P = 0.05
 
 CLOCK_TOLERANCE = timedelta(days=1)
 """Rows dated further ahead than this are broken data; a day covers a writer that stores local time."""
+
+_SILENCE = 0.5  # of the time that a feature's rows cover; what `judgement` allows a feature beside others, too
+_LEAST_SILENCE, _MOST_SILENCE = timedelta(days=7), timedelta(days=100)
+
+NO_LOOKS: Mapping[str, frozenset[datetime]] = {}
 
 
 def decide(
@@ -51,16 +59,26 @@ def decide(
     now: datetime | None = None,
     previous: Mapping[tuple[str, str], Verdict] | None = None,
     own_rows: Mapping[tuple[str, str], FeatureRows] | None = None,
+    looks: Mapping[str, frozenset[datetime]] = NO_LOOKS,
+    counts_as_look: bool = True,
 ) -> Findings:
     """Given what was asked, answered (by model, then feature) and counted (by feature), decide every asked pair.
 
     A feature that `rows` leaves out has no rows. With `now`, rows dated in the future are taken for what they
     are: broken data. Without it they would count as news for ever, or hide all later news. `previous` are the
     verdicts last told: what was told does not clear by a hair's breadth. `own_rows` are counts by model and feature,
-    where a model's rows are not the feature store's.
+    where a model's rows are not the feature store's. `looks`: the newest rows' times (UTC) of the last looks in a row
+    that were CRITICAL, by feature; this one adds its own if it `counts_as_look`.
     """
     told, own = previous or {}, own_rows or {}
     models = tuple(asked)
+
+    def seen(feature: str, counted: FeatureRows | None) -> int:
+        if settings.looks_drifted == 1:
+            return 1  # any look will do, a manual one too
+        end = _utc(counted.newest) if counts_as_look and counted is not None and counted.newest is not None else None
+        return len(looks.get(feature, frozenset()) | ({end} if end is not None else set()))
+
     decisions = tuple(
         _decision(
             model,
@@ -70,6 +88,7 @@ def decide(
             settings,
             now=now,
             before=told.get((model.model_id, feature), Verdict.PASS),
+            seen=seen,
         )
         for model in models
         for feature in dict.fromkeys(model.features) or ("",)
@@ -83,8 +102,20 @@ def decide(
         for feature in answer
         if (name, feature) not in wanted
     }
-    drifted = _drifted(answers, rows, own, settings, now) & {feature for _, feature in wanted}
+    drifted = _drifted(answers, rows, own, settings, now, seen) & {feature for _, feature in wanted}
     return Findings(decisions, tuple(sorted(drifted)), tuple(sorted(unexpected)))
+
+
+def quarantined(findings: Findings, broken: Mapping[tuple[str, str], str]) -> Findings:
+    """Given what is wrong with the rows of some (model, feature), seen after the decision: broken data, no drift."""
+    decisions = tuple(
+        replace(one, verdict=Verdict.QUARANTINE, reason=f"{why} ({one.reason})")
+        if (why := broken.get((one.model_id, one.feature)))
+        else one
+        for one in findings.decisions
+    )
+    sound = {one.feature for one in decisions if one.verdict is not Verdict.QUARANTINE}
+    return Findings(decisions, tuple(name for name in findings.drifted if name in sound), findings.unexpected)
 
 
 def affected(findings: Findings, features_of: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
@@ -122,6 +153,7 @@ def _drifted(
     own: Mapping[tuple[str, str], FeatureRows],
     settings: Settings,
     now: datetime | None,
+    seen: _Seen,
 ) -> set[str]:
     # Two answers for one feature differ when rows landed between them; one CRITICAL is enough.
     return {
@@ -132,6 +164,7 @@ def _drifted(
         and not _broken(counted, settings, now)
         and not _unreadable(measured, settings)
         and _judge(feature, measured, counted, settings)[0] is Verdict.CRITICAL
+        and seen(feature, counted) >= settings.looks_drifted
     }
 
 
@@ -144,9 +177,11 @@ def _decision(
     *,
     now: datetime | None,
     before: Verdict,
+    seen: _Seen,
 ) -> Decision:
     measured = answers.get(model.model_id, {}).get(feature)
     newer = _has_newer(model, counted, now)
+    critical = False
 
     def says(verdict: Verdict, reason: str) -> Decision:
         return Decision(
@@ -163,6 +198,8 @@ def _decision(
             reason=reason,
             newer=newer,
             own=measured is not None and measured.judged is not None and measured.judged.own,
+            newest=counted.newest if counted else None,
+            critical=critical,
         )
 
     if not feature:
@@ -177,10 +214,16 @@ def _decision(
     if unreadable := _unreadable(measured, settings):
         return says(Verdict.NOT_MEASURED, unreadable)
     verdict, reason = _judge(feature, measured, counted, settings)
+    critical = verdict is Verdict.CRITICAL
+    if critical and (times := seen(feature, counted)) < settings.looks_drifted:
+        verdict = Verdict.WARNING
+        reason = f"{reason}; CRITICAL in {times} scheduled look(s) in a row, {settings.looks_drifted} are wanted"
     if verdict is Verdict.PASS and before in (Verdict.WARNING, Verdict.CRITICAL):
         verdict, reason = _lingering(measured, reason, settings)
     if verdict in (Verdict.WARNING, Verdict.CRITICAL) and not newer:
-        return says(Verdict.PASS, f"no rows newer than those {model.version} was trained and judged on")
+        verdict, reason = Verdict.PASS, f"no rows newer than those {model.version} was trained and judged on"
+    if verdict is Verdict.PASS and (silent := _silent(counted, settings, now)):
+        return says(Verdict.NOT_MEASURED, silent)
     return says(verdict, reason)
 
 
@@ -221,6 +264,21 @@ def _broken(counted: FeatureRows, settings: Settings, now: datetime | None) -> s
     if settings.stale_after is not None and now is not None and _utc(now) - _utc(counted.newest) > settings.stale_after:
         return f"its newest row is from {counted.newest:%Y-%m-%d %H:%M}: nothing has come for longer than drift.stale_after"
     return ""
+
+
+def _silent(counted: FeatureRows, settings: Settings, now: datetime | None) -> str:
+    """Rows that have stopped coming: without newer ones, the newest 5 % were compared long ago, and are again."""
+    if not settings.watch_silence or now is None or counted.newest is None or counted.oldest is None:
+        return ""
+    newest = _utc(counted.newest)
+    usual = min(max((newest - _utc(counted.oldest)) * _SILENCE, _LEAST_SILENCE), _MOST_SILENCE)
+    silence = _utc(now) - newest
+    if silence <= usual:
+        return ""
+    return (
+        f"nothing has come for {silence.days} days (its newest row is from {newest:%Y-%m-%d %H:%M}): whether it has moved "
+        "since cannot be told"
+    )
 
 
 def _judge(feature: str, measured: Measured, counted: FeatureRows, settings: Settings) -> tuple[Verdict, str]:

@@ -10,6 +10,7 @@ Population stability index: PSI = sum((q - p) ln(q / p)), the symmetric form of 
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +51,7 @@ def psi(reference: Shares, current: Shares) -> float:
 
 
 def kl_divergence(reference: Shares, current: Shares) -> float:
-    """Given shares per bin, none of them 0, KL(current || reference)."""
+    """Given shares per bin, none of them 0, KL(current || reference) (Kullback and Leibler, 1951)."""
     return float(np.sum(current * np.log(current / reference)))
 
 
@@ -102,6 +103,9 @@ def estate_counts(ordered: Numbers, edges: Numbers) -> Counts:
 def kolmogorov(ordered_reference: Numbers, ordered_current: Numbers) -> Kolmogorov:
     """Given both windows sorted and not empty, the same figures as `scipy.stats.ks_2samp`.
 
+    The two-sample test is Smirnov's (1939); p is exact up to 10,000 rows (Hodges, 1958), the one-sample distribution at
+    the effective size n m / (n + m) above.
+
     The largest distance between the two step functions is reached at a step of the smaller sample, just after it or
     just before, so that only that sample's values are ranked in the other.
     """
@@ -131,8 +135,25 @@ def _kolmogorov_p(statistic: float, reference: Numbers, current: Numbers) -> flo
     return float(np.clip(stats.kstwo.sf(statistic, np.round(effective)), 0.0, 1.0))
 
 
+def outside_p_value(reference: int, current: int, outside: int) -> float:
+    """Given the sizes of two samples of one continuous distribution, the chance that `outside` or more values of the
+    current one lie beyond the least and the greatest of the reference.
+
+    Whatever the distribution, the part of it beyond both is Beta(2, reference - 1), so that the count is beta-binomial
+    (Wilks, 1941, on tolerance limits). A single row of reference has no range: 1.
+    """
+    if outside == 0 or reference < 2:
+        return 1.0
+    from scipy import stats
+
+    return float(np.clip(stats.betabinom.sf(outside - 1, current, 2, reference - 1), 0.0, 1.0))
+
+
 def wasserstein(ordered_reference: Numbers, ordered_current: Numbers) -> float:
-    """Given both windows sorted and not empty, the area between their step functions, in the column's own unit."""
+    """Given both windows sorted and not empty, the area between their step functions, in the column's own unit.
+
+    In one dimension that is the Wasserstein (Kantorovich) distance of order 1 (Vallender, 1974).
+    """
     together = np.concatenate([ordered_reference, ordered_current])
     together.sort(kind="stable")  # two sorted runs: a merge
     places = together[:-1]
@@ -145,6 +166,10 @@ def category_counts(
     reference: NDArray[np.generic], current: NDArray[np.generic]
 ) -> tuple[list[object], Counts, Counts]:
     """Given two columns of numbers or text, the values met in either (sorted) and how often each came in both."""
+    if reference.dtype.kind == current.dtype.kind == "O":  # text: to sort a million objects takes seconds
+        before, after = Counter(reference.tolist()), Counter(current.tolist())
+        met = sorted(before.keys() | after.keys())
+        return met, np.array([before[one] for one in met], np.int64), np.array([after[one] for one in met], np.int64)
     values, places = np.unique(np.concatenate([reference, current]), return_inverse=True)
     size = len(values)
     first = np.bincount(places[: len(reference)], minlength=size)

@@ -67,26 +67,32 @@ class Measured:
 class FeatureRows:
     """One feature as counted in the feature store.
 
-    `without_time` of the `rows` have no usable time (NULL or year 1); `newest` is over those that have one.
+    `without_time` of the `rows` have no usable time (NULL or year 1); `newest` and `oldest` are over those that have
+    one; `oldest` is None also where nobody asked.
     """
 
     rows: int
     without_time: int
     newest: datetime | None
+    oldest: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """`min_rows`: rows with a time below which Service C's CRITICAL is noise more often than not, when nothing
     drifted. `effect_floor_psi`: a CRITICAL counts only above this PSI; `psi_cut_offs` raise it for some features.
-    `stale_after`: newest rows older than this are broken data; None: never. `clear_ratio`: what was told stays at
-    WARNING until the effect is below this part of what is worth one."""
+    `stale_after`: newest rows older than this are broken data; None: never. `watch_silence`: where nothing has come for
+    long, measured by the rows' own history, a PASS is NOT_MEASURED. `clear_ratio`: what was told stays at WARNING until
+    the effect is below this part of what is worth one. `looks_drifted`: so many looks in a row, each with a newest row
+    of its own, must say CRITICAL."""
 
     min_rows: int = 20_000
     effect_floor_psi: float = 0.25
     psi_cut_offs: Mapping[str, float] = field(default_factory=dict)
     stale_after: timedelta | None = None
+    watch_silence: bool = False
     clear_ratio: float = 0.8
+    looks_drifted: int = 1
     analyst: str = "Service C"
 
 
@@ -97,7 +103,8 @@ class Decision:
     `status` is the analyst's own word, or "" if there is none. The four figures are None when they were not
     answered or not finite. `newer`: the feature has rows newer than those the model learnt from (also true when
     that cannot be told). `own`: compared with what this very model learnt from, so that drift found for another model
-    does not concern it. `feature` is "" in the one decision about a model that has no features.
+    does not concern it. `newest`: of its rows. `critical`: this look alone says CRITICAL of the feature, whatever was
+    made of it. `feature` is "" in the one decision about a model that has no features.
     """
 
     model_id: str
@@ -113,10 +120,14 @@ class Decision:
     reason: str
     newer: bool
     own: bool = False
+    newest: datetime | None = None
+    critical: bool = False
 
     @property
     def concerned(self) -> bool:
-        """Whether drift of the feature, wherever it was found, has something new for this model."""
+        """Whether drift of the feature, wherever it was found, has something new for this model, and something sound."""
+        if self.verdict is Verdict.QUARANTINE:
+            return False
         return self.newer and (self.verdict is Verdict.CRITICAL or not self.own)
 
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from servicectl.drift.comparison import Column
 from servicectl.drift.statistics import Numbers
@@ -23,6 +24,8 @@ Side = Literal["reference", "current"]
 _SIDES: dict[Side, int] = {"reference": 0, "current": 1}
 _ONE_WINDOW = "WHERE feature_name = ? AND side = ?"
 _MEMORY = "256MB"
+_LONGEST_TEXT = 200  # characters; texts that agree so far are taken for one
+_ROWS_AT_ONCE = 20_000
 
 
 class _Parquet:
@@ -61,13 +64,33 @@ class _Parquet:
         self, name: str, where: str = "", first: datetime | None = None, last: datetime | None = None
     ) -> Column:
         """One column in the file's own order: one thread keeps it."""
-        [(kind,)] = self._fetch(f"SELECT typeof({name}) FROM {self._source} LIMIT 1") or [("DOUBLE",)]
-        if kind != "VARCHAR":
+        if not self._holds_text(name):
             values = self._numbers(f"SELECT TRY_CAST({name} AS DOUBLE) AS value FROM {self._source} {where}")
             return Column(values, first, last)
-        told = self._fetch(f"SELECT {name} FROM {self._source} {where}")
-        texts = np.array([text for (text,) in told if text is not None], dtype=np.str_)
-        return Column(texts, first, last, absent_text=len(told) - len(texts))
+        texts, absent = self._texts(f"SELECT left({name}, {_LONGEST_TEXT}) FROM {self._source} {where}")
+        return Column(texts, first, last, absent_text=absent)
+
+    def _holds_text(self, name: str) -> bool:
+        told = self._fetch(f"SELECT typeof({name}) FROM {self._source} LIMIT 1")
+        return told == [("VARCHAR",)]
+
+    def _texts(self, sql: str) -> tuple[NDArray[np.object_], int]:
+        """The texts that are there, and how many are not. As objects, equal ones kept once: numpy's own text would take
+        four bytes a character of the longest for every row."""
+        import duckdb
+
+        known: dict[str, str] = {}
+        parts: list[NDArray[np.object_]] = []
+        absent = 0
+        try:
+            answer = self._connection.execute(sql)
+            while rows := answer.fetchmany(_ROWS_AT_ONCE):
+                texts = [known.setdefault(text, text) for (text,) in rows if text is not None]
+                absent += len(rows) - len(texts)
+                parts.append(np.array(texts, dtype=np.object_))
+        except duckdb.Error as error:
+            raise BadAnswer(f"{self.path} cannot be read: {str(error).splitlines()[0]}", cure="try again") from error
+        return (np.concatenate(parts) if parts else np.empty(0, dtype=np.object_)), absent
 
     def _numbers(self, sql: str, values: Sequence[object] = ()) -> Numbers:
         import duckdb
@@ -105,6 +128,9 @@ class WindowFile(_Parquet):
         # No ORDER BY: the file is in this order, and one thread keeps it.
         return self._numbers(f"SELECT value FROM {self._source} {_ONE_WINDOW}", [feature, _SIDES[side]])
 
+    def holds_text(self, feature: str) -> bool:  # noqa: ARG002 -- its values are one column of numbers
+        return False
+
 
 class WideWindowFile(_Parquet):
     """What `windows_query` gave for wide rows: the features in the order in which they were asked for."""
@@ -125,9 +151,14 @@ class WideWindowFile(_Parquet):
         return self._column(self._columns[feature], where, first, last)
 
     def numbers(self, feature: str, side: Side) -> Numbers:
-        """The values of a numeric feature, NaN for absent; none of one that holds text."""
+        """The values of `column`, NaN for absent; of text, the place of each among its different values."""
         column = self.column(feature, side).values
-        return np.asarray(column, dtype=np.float64) if column.dtype.kind == "f" else np.empty(0)
+        if column.dtype.kind != "f":
+            return np.asarray(np.unique(column, return_inverse=True)[1], dtype=np.float64)
+        return np.asarray(column, dtype=np.float64)
+
+    def holds_text(self, feature: str) -> bool:
+        return self._holds_text(self._columns[feature])
 
 
 class SampleFile(_Parquet):

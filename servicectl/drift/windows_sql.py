@@ -75,14 +75,15 @@ def history_query(features: Sequence[str], rows: Long | Wide | None = None) -> s
 
 
 def counts_query(features: Sequence[str], rows: Long | Wide) -> str:
-    """A SELECT of (feature_name, all_rows, without_time, newest as text); one row with a NULL name for all of Wide."""
+    """A SELECT of (feature_name, all_rows, without_time, newest and oldest as text); for Wide one row without a name."""
     moment, name, where, group = "event_timestamp", "feature_name", f"WHERE feature_name IN {literals(features)}", "ALL"
     if isinstance(rows, Wide):
         moment, name, where, group = identifier(rows.time_column), "NULL", "", ""
     usable = _usable(f"CAST({moment} AS TIMESTAMP)")
     return (
         f"SELECT {name} AS feature_name, count(*) AS all_rows, count(*) FILTER (NOT {usable}) AS without_time,"
-        f" CAST(max(CAST({moment} AS TIMESTAMP)) FILTER ({usable}) AS VARCHAR) AS newest"
+        f" CAST(max(CAST({moment} AS TIMESTAMP)) FILTER ({usable}) AS VARCHAR) AS newest,"
+        f" CAST(min(CAST({moment} AS TIMESTAMP)) FILTER ({usable}) AS VARCHAR) AS oldest"
         f" FROM {rows.sql} AS source {where}{f' GROUP BY {group}' if group else ''}"
     )
 

@@ -24,12 +24,21 @@ from servicectl.estate.alarms import Alarm
 SIGNATURE_HEADER = "X-Servicectl-Signature"
 TIMESTAMP_HEADER = "X-Servicectl-Timestamp"
 
+REFUSED = "refused:"
+"""How the error of an AlarmRefused begins."""
+
 _ATTEMPTS = 3
+_REFUSED_STATUS = {400, 413, 422}  # says something about this alarm, not about the address or the secret
 _RETRIED_STATUS = {408, 425, 429, 500, 502, 503, 504}
 
 
+class AlarmRefused(ConfigError):
+    """The sink is there, and will not have this one alarm."""
+
+
 class Sink(Protocol):
-    """`send` returns when the alarm was taken, and raises PartyUnavailable or ConfigError when it was not."""
+    """`send` returns when the alarm was taken, and raises PartyUnavailable or ConfigError when it was not; AlarmRefused
+    where only this alarm was not."""
 
     @property
     def name(self) -> str: ...
@@ -139,6 +148,8 @@ class WebhookSink:
             error.close()
             if error.code in _RETRIED_STATUS:
                 raise _TryAgainError(f"{host} answered {error.code}") from None
+            if error.code in _REFUSED_STATUS:
+                raise AlarmRefused(f"{REFUSED} the alarm webhook {host} answered {error.code}") from None
             raise ConfigError(
                 f"the alarm webhook {host} answered {error.code}", cure="correct alarms.webhook or its secret"
             ) from None

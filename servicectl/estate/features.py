@@ -10,14 +10,13 @@ from pathlib import PurePosixPath, PureWindowsPath
 from servicectl.errors import BadData
 from servicectl.estate.queue import HandlerQueue
 from servicectl.estate.registry_rows import moment
-from servicectl.sql import literal, literals
+from servicectl.sql import literal, literals, parquet_options
 
 CREATE_VIEW = "CREATE VIEW features AS SELECT * FROM features_table"
 """What lets Service C see current rows at all. Making it is the operator's decision."""
 
 # Uploads through Service A carry Go's zero time, the year 1.
 _HAS_TIME = "(event_timestamp IS NOT NULL AND isfinite(event_timestamp) AND year(event_timestamp) > 1)"
-_ROW_GROUP_ROWS = 122_880
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,11 @@ class FeatureStore:
         """Whether the relation `features` exists, without which Service C measures nothing."""
         return self._has_relation("features")
 
-    def copy_to_parquet(self, query: str, path_on_handler: str, *, timeout_s: float | None = None) -> int:
-        """Given a SELECT and an absolute path as the handler sees it, write the rows there; returns how many.
+    def copy_to_parquet(
+        self, query: str, path_on_handler: str, *, columns: int = 1, timeout_s: float | None = None
+    ) -> int:
+        """Given a SELECT of so many columns and an absolute path as the handler sees it, write the rows there; returns
+        how many.
 
         The path must be new with every call: a late execution of an earlier send would overwrite what is being read.
         Its folder must exist. `timeout_s` replaces the queue's own for large copies.
@@ -69,8 +71,7 @@ class FeatureStore:
             )
         # The line break ends a comment that the query may end in.
         copied = self._queue.run(
-            f"COPY ({query.strip().rstrip(';')}\n) TO {literal(path_on_handler)} "
-            f"(FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE {_ROW_GROUP_ROWS})",
+            f"COPY ({query.strip().rstrip(';')}\n) TO {literal(path_on_handler)} ({parquet_options(columns)})",
             timeout_s=timeout_s,
         )
         return copied or 0

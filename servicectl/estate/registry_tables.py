@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from servicectl.errors import BadAnswer, BadData, IntegrityError
 from servicectl.estate import values
 from servicectl.estate.features import FeatureStore
-from servicectl.sql import literal, literals
+from servicectl.sql import identifier, literal, literals
 
 _ROWS_PER_STATEMENT = 500
 _NOT_STORED = "run it again; if this repeats, hold the handler's clock against ours (`servicectl doctor`)"
@@ -26,6 +28,10 @@ _TABLES = (
         run_id TEXT, model_id TEXT, model_version TEXT, feature_name TEXT, verdict TEXT, service_status TEXT,
         psi DOUBLE, ks_stat DOUBLE, ks_p_value DOUBLE, kl_divergence DOUBLE, feature_rows BIGINT, reason TEXT,
         checked_at TIMESTAMP)""",
+    # Beside the results, not in them: no service may ALTER a table while others hold the database open.
+    """CREATE TABLE IF NOT EXISTS drift_evidence (
+        run_id TEXT, model_id TEXT, feature_name TEXT, "trigger" TEXT, window_end TIMESTAMP, critical BOOLEAN,
+        evidence TEXT)""",
     """CREATE TABLE IF NOT EXISTS model_baselines (
         model_id TEXT, version TEXT, baseline TEXT, sha256 TEXT, created_at TIMESTAMP)""",
 )
@@ -34,7 +40,10 @@ _TABLES = (
 @dataclass(frozen=True)
 class DriftResult:
     """What one drift check says about one feature of one model: servicectl's `verdict` with its `reason`, beside
-    Service C's own `service_status` and figures (None where it gave none). `checked_at` is naive UTC."""
+    Service C's own `service_status` and figures (None where it gave none). Times are naive UTC.
+
+    The last four are None for what was recorded before they were: who started the check, the newest row of the feature,
+    whether this look alone said CRITICAL, and what the verdict rests on, as JSON."""
 
     run_id: str
     model_id: str
@@ -49,16 +58,35 @@ class DriftResult:
     feature_rows: int | None
     reason: str
     checked_at: datetime
+    trigger: str | None = None
+    window_end: datetime | None = None
+    critical: bool | None = None
+    evidence: Mapping[str, Any] | None = None
 
 
-_RESULT_COLUMNS = tuple(field.name for field in fields(DriftResult))
+@dataclass(frozen=True)
+class Look:
+    """One scheduled check's word on a feature, whichever model it was asked for."""
+
+    feature_name: str
+    window_end: datetime
+    critical: bool
+
+
+_EVIDENCE_COLUMNS = ("trigger", "window_end", "critical", "evidence")
+_RESULT_COLUMNS = tuple(field.name for field in fields(DriftResult) if field.name not in _EVIDENCE_COLUMNS)
 _DOUBLES = ("psi", "ks_stat", "ks_p_value", "kl_divergence")
 _RESULT_KINDS = {
     **dict.fromkeys(_RESULT_COLUMNS, values.text),
     **dict.fromkeys(_DOUBLES, values.double),
     "feature_rows": values.whole,
     "checked_at": values.moment,
+    "trigger": values.text,
+    "window_end": values.moment,
+    "critical": values.text,
+    "evidence": values.text,
 }
+_KEY = ("run_id", "model_id", "feature_name")
 
 
 class OwnTables(FeatureStore):
@@ -78,22 +106,59 @@ class OwnTables(FeatureStore):
         if len(set(keys)) < len(keys):
             raise BadData("two drift results of one run have the same model and feature")
         for start in range(0, len(results), _ROWS_PER_STATEMENT):
-            self._record(results[start : start + _ROWS_PER_STATEMENT])
+            some = results[start : start + _ROWS_PER_STATEMENT]
+            self._record("drift_results", _RESULT_COLUMNS, [_result_row(one) for one in some])
+            self._record("drift_evidence", (*_KEY, *_EVIDENCE_COLUMNS), [_evidence_row(one) for one in some])
 
     def drift_results(self, model_id: str, feature: str | None = None, limit: int = 100) -> tuple[DriftResult, ...]:
-        """Given a model, and perhaps one feature of it, its newest results first; () before the first check."""
+        """Given a model, and perhaps one feature of it, the newest results of each feature, newest first.
+
+        `limit` is per feature; () before the first check.
+        """
         if not self._has_relation("drift_results"):
             return ()
+        beside = ", ".join(f"CAST(NULL AS VARCHAR) AS {identifier(name)}" for name in _EVIDENCE_COLUMNS)
+        joined = ""
+        if self._has_relation("drift_evidence"):  # not so in a store from before there was evidence
+            beside = ", ".join(
+                f"CAST(e.{identifier(name)} AS VARCHAR) AS {identifier(name)}" for name in _EVIDENCE_COLUMNS
+            )
+            joined = (
+                f"LEFT JOIN (SELECT DISTINCT ON (run_id, feature_name) * FROM drift_evidence"
+                f" WHERE model_id = {literal(model_id)}) AS e USING (run_id, feature_name)"
+            )
         of_feature = "" if feature is None else f" AND feature_name = {literal(feature)}"
         finite = ", ".join(f"CASE WHEN isfinite(r.{name}) THEN r.{name} END AS {name}" for name in _DOUBLES)
         plain = ", ".join(f"r.{name}" for name in _RESULT_COLUMNS if name not in (*_DOUBLES, "checked_at"))
         told = self._queue.read(
-            f"""SELECT {plain}, {finite}, CAST(r.checked_at AS VARCHAR) AS checked_at
-                FROM (SELECT DISTINCT ON (run_id, feature_name) * FROM drift_results
-                      WHERE model_id = {literal(model_id)}{of_feature}) AS r
-                ORDER BY r.checked_at DESC, r.run_id, r.feature_name LIMIT {literal(limit)}"""
+            f"""SELECT {plain}, {finite}, CAST(r.checked_at AS VARCHAR) AS checked_at, {beside}
+                FROM (SELECT *, row_number() OVER (PARTITION BY feature_name ORDER BY checked_at DESC, run_id) AS place
+                      FROM (SELECT DISTINCT ON (run_id, feature_name) * FROM drift_results
+                            WHERE model_id = {literal(model_id)}{of_feature})) AS r {joined}
+                WHERE r.place <= {literal(limit)} ORDER BY r.checked_at DESC, r.run_id, r.feature_name"""
         )
         return tuple(_drift_result(row) for row in values.typed(told, _RESULT_KINDS))
+
+    def scheduled_looks(self, features: Sequence[str], trigger: str = "timer") -> tuple[Look, ...]:
+        """Given features, what checks started by `trigger` had Service C say of each, newest first.
+
+        A check that measured nothing of a feature is left out: it says nothing either way.
+        """
+        if not features or not (self._has_relation("drift_results") and self._has_relation("drift_evidence")):
+            return ()
+        told = self._queue.read(
+            f"""SELECT r.feature_name, CAST(max(e.window_end) AS VARCHAR) AS window_end,
+                       CAST(bool_or(e.critical) AS VARCHAR) AS critical
+                FROM drift_results AS r JOIN drift_evidence AS e USING (run_id, model_id, feature_name)
+                WHERE r.feature_name IN {literals(features)} AND e."trigger" = {literal(trigger)}
+                  AND r.service_status <> '' AND r.verdict NOT IN ('NOT_MEASURED', 'QUARANTINE')
+                  AND e.window_end IS NOT NULL
+                GROUP BY r.run_id, r.feature_name ORDER BY max(r.checked_at) DESC, r.run_id, r.feature_name"""
+        )
+        return tuple(
+            Look(str(row["feature_name"]), datetime.fromisoformat(row["window_end"]), row["critical"] == "true")
+            for row in told
+        )
 
     def store_baseline(self, model_id: str, version: str, baseline_json: str, sha256: str) -> None:
         """Store the baseline statistics of one version unless they are stored already, and read their digest back.
@@ -143,20 +208,23 @@ class OwnTables(FeatureStore):
         told = self._queue.read(f"SELECT DISTINCT sha256(baseline) AS digest FROM model_baselines WHERE {of_version}")
         return {row["digest"] for row in told}
 
-    def _record(self, results: Sequence[DriftResult]) -> None:
-        columns = ", ".join(_RESULT_COLUMNS)
-        rows = ", ".join(literals(_storable(getattr(result, name)) for name in _RESULT_COLUMNS) for result in results)
-        keys = ", ".join(literals([result.run_id, result.model_id, result.feature_name]) for result in results)
+    def _record(self, table: str, names: Sequence[str], results: Sequence[Mapping[str, Any]]) -> None:
+        columns = ", ".join(identifier(name) for name in names)
+        typed = columns
+        if "window_end" in names:  # a column of nothing but NULL would be one of numbers
+            typed = typed.replace('"window_end"', 'CAST(CAST("window_end" AS VARCHAR) AS TIMESTAMP)')
+        rows = ", ".join(literals(_storable(result[name]) for name in names) for result in results)
+        keys = ", ".join(literals([result[name] for name in _KEY]) for result in results)
 
         def statement(in_time: str) -> str:
-            return f"""INSERT INTO drift_results ({columns}) SELECT {columns} FROM (VALUES {rows}) AS new({columns})
+            return f"""INSERT INTO {table} ({columns}) SELECT {typed} FROM (VALUES {rows}) AS new({columns})
                 WHERE {in_time} AND NOT EXISTS (
-                    SELECT 1 FROM drift_results AS old WHERE old.run_id = new.run_id
+                    SELECT 1 FROM {table} AS old WHERE old.run_id = new.run_id
                     AND old.model_id = new.model_id AND old.feature_name = new.feature_name)"""
 
         def stored_keys() -> int:
             told = self._queue.read(
-                f"""SELECT count(*) AS found FROM (SELECT DISTINCT run_id, model_id, feature_name FROM drift_results
+                f"""SELECT count(*) AS found FROM (SELECT DISTINCT run_id, model_id, feature_name FROM {table}
                     WHERE (run_id, model_id, feature_name) IN ({keys}))"""
             )
             return int(told[0]["found"])
@@ -171,7 +239,22 @@ def _storable(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _result_row(result: DriftResult) -> dict[str, Any]:
+    return {name: getattr(result, name) for name in _RESULT_COLUMNS}
+
+
+def _evidence_row(result: DriftResult) -> dict[str, Any]:
+    told = None if result.evidence is None else msgspec.json.encode(result.evidence).decode()
+    end = result.window_end.isoformat() if result.window_end else None
+    row: dict[str, Any] = {name: getattr(result, name) for name in (*_KEY, *_EVIDENCE_COLUMNS)}
+    return row | {"evidence": told, "window_end": end}
+
+
 def _drift_result(told: dict[str, Any]) -> DriftResult:
     if told["checked_at"] is None:
         raise BadAnswer(f"drift_results row of run {told['run_id']!r}, feature {told['feature_name']!r}: no checked_at")
-    return DriftResult(**told)
+    kept = {
+        "critical": None if told["critical"] is None else told["critical"] == "true",
+        "evidence": None if told["evidence"] is None else msgspec.json.decode(told["evidence"]),
+    }
+    return DriftResult(**told | kept)

@@ -94,6 +94,9 @@ address = {_toml(self.serving_address)}
 [artifacts]
 url = {_toml(f"file://{self.folder}/artifacts")}
 
+[drift]
+stale_after = "never" # its rows are a replay of the past: no newer ones than these will come
+
 {extra}"""
 
     def _batches(self) -> tuple[str, str]:

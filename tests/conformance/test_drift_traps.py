@@ -53,7 +53,7 @@ def _checked(wire: Wire, folder: Path, answer: Answer, min_rows: int = 1000) -> 
     with analyst(lambda: answer) as service_c:
         world = world_on(
             wire, folder, folder, analytics=AnalyticsConfig(source="service-c", address=service_c.address),
-            drift=DriftConfig(min_rows=min_rows, retrain="never"),
+            drift=DriftConfig(min_rows=min_rows, retrain="never", stale_after="never"),
         )  # fmt: skip
         (ran,) = drift_check.start(world)
     world.keys.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from uuid import uuid4
 
 import pytest
 
-from servicectl.actions.deliver_alarms import deliver
+from servicectl.actions.deliver_alarms import PATIENCE_S, deliver
 from servicectl.actions.world import World
+from servicectl.cli.drift_views import sparkline
 from servicectl.clock import Clock
 from servicectl.config import AlarmConfig, Config, StateConfig
 from servicectl.errors import ConfigError, PartyUnavailable, UsageError
@@ -160,6 +162,42 @@ def test_a_sink_that_is_down_loses_nothing_and_does_not_hold_up_the_others(tmp_p
     assert {one.attempts for one in again.alarms.deliveries() if one.sink == "webhook"} == {2}
 
 
+CITY = ("Loan", "city", "raised", "WARNING", "two")
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_an_alarm_that_a_sink_refuses_does_not_keep_the_others_from_it_and_is_given_up(
+    tmp_path: Path, status: int
+) -> None:
+    with receiver(status) as told:
+        at = world(tmp_path, AlarmConfig(webhook=told.url))
+        at.alarms.raise_once(str(uuid4()), [DRIFT, CITY])
+
+        assert deliver(at) == 1
+        refused, taken = (json.loads(body)["alarm_id"] for _, body in told.got)
+        assert {one.alarm_id: one.delivered_at is None for one in at.alarms.deliveries()} == {
+            refused: True,
+            taken: False,
+        }
+        for tries in (1, 2):
+            told.statuses.append(status)
+            assert deliver(world(tmp_path, at.config.alarms)) == 1, tries
+        assert deliver(world(tmp_path, at.config.alarms)) == 0
+    assert len(told.got) == 4
+
+
+def test_what_a_run_does_not_get_to_in_its_time_is_left_to_the_next_one(tmp_path: Path) -> None:
+    with receiver() as told:
+        at = world(tmp_path, AlarmConfig(webhook=told.url))
+        slow = World(at.config, clock=Clock(at.clock.now, lambda: len(told.got) * PATIENCE_S, at.clock.sleep))
+        at.alarms.raise_once(str(uuid4()), [DRIFT, CITY, ("Loan", "town", "raised", "WARNING", "three")])
+
+        assert deliver(slow) == 2
+        assert len(told.got) == 1
+        assert deliver(at) == 0
+    assert len(told.got) == 3
+
+
 def test_an_old_alarm_is_no_news_for_a_new_sink(tmp_path: Path) -> None:
     world(tmp_path, AlarmConfig()).alarms.raise_once(str(uuid4()), [DRIFT])
     with receiver() as told:
@@ -229,6 +267,23 @@ def test_a_check_is_done_while_the_webhook_is_down_and_a_later_run_tells_it(drif
     assert json.loads(body)["alarm_id"] == alarm["alarm_id"]
 
 
+def test_the_retrains_are_queued_before_any_sink_is_told(drifted: Site, tmp_path: Path) -> None:
+    """The sink kills the check that tells it: what was decided must be on record by then."""
+    program = tmp_path / "kill-the-check"
+    program.write_text("#!/bin/sh\nkill -9 $PPID\n")
+    program.chmod(0o755)
+    drifted.configure(alarms_section(f'command = ["{program}"]'))
+
+    died = drifted.run("drift-check", "--queue-only")
+
+    assert died.status == -signal.SIGKILL, died
+    assert {(job["kind"], job["state"]) for job in drifted.jobs()[2:]} == {
+        ("drift-check", "COMPLETED"),
+        ("retrain", "PENDING"),
+        ("deliver-alarms", "INTERRUPTED"),
+    }
+
+
 def test_a_standing_alarm_is_told_again_until_somebody_has_seen_it(drifted: Site) -> None:
     drifted.configure(alarms_section('reminder = "0s"'))
     assert "(raised)" in drifted.run("drift-check", "--queue-only").stderr
@@ -240,6 +295,18 @@ def test_a_standing_alarm_is_told_again_until_somebody_has_seen_it(drifted: Site
     assert "ALARM" not in drifted.run("drift-check", "--queue-only").stderr
     assert newest["id"] not in drifted.run("alarms", "list").stdout
     assert newest["id"] in drifted.run("alarms", "list", "--all").stdout
+
+
+def test_a_year_of_checks_fits_on_a_line_and_keeps_its_peaks() -> None:
+    year = [0.01] * 364 + [1.0]
+    year[180] = 1.0
+
+    line = sparkline(year)
+
+    assert (len(line), line.count("█")) == (60, 2)
+    assert line[-1] == line[year.index(1.0) * 60 // 365] == "█"
+    assert sparkline([None] * 600) == "·" * 60
+    assert sparkline([0.0, None, 1.0]) == "▁·█"
 
 
 def test_the_history_of_a_feature_is_a_line_a_table_and_json(drifted: Site) -> None:

@@ -108,6 +108,16 @@ def test_a_second_opinion_that_is_away_stops_nothing(drifted: Site) -> None:
     assert outcomes(ended.told) == [("drift-check", "drift")]
 
 
+def test_a_second_opinion_that_answers_what_nobody_can_read_stops_nothing(drifted: Site) -> None:
+    drifted.configure(MODELS, analytics=drifted.estate.serving.address)  # another service listens there
+
+    ended = drifted.run("--json", "drift-check", "--queue-only", ANALYTICS_SOURCE="both")
+
+    assert ended.status == 0, ended
+    assert "the builtin analytics decide without a second opinion" in ended.stderr
+    assert outcomes(ended.told) == [("drift-check", "drift")]
+
+
 def test_a_model_is_held_against_the_rows_it_was_trained_on_which_were_kept_beside_it(drifted: Site) -> None:
     """Its older rows are the new ones here, and its newest rows the old ones: only its own sample tells them apart."""
     row_in_registry(drifted, "Upsell", "usage")
@@ -162,15 +172,25 @@ def test_where_the_sample_is_gone_the_older_rows_stand_in_and_it_is_said(drifted
     [
         ("value = NULL", "newest values are NULL"),
         ("value = 0", "newest values are 0"),
+        ("value = (value - 10 + ((epoch(event_timestamp) // 3600) % 97) / 97) * 1000", "another unit"),
+        ("value = value + 100", "are categories that never occurred before"),
         ("event_timestamp = event_timestamp + INTERVAL 100 YEAR", "still to come"),
+        ("event_timestamp = event_timestamp - INTERVAL 2 YEAR", "other features have rows until"),
     ],
 )
 def test_damaged_rows_are_quarantined_alarmed_and_retrain_nothing(drifted: Site, damage: str, says: str) -> None:
-    drifted.estate.more_rows(
-        f"UPDATE features_table SET {damage} WHERE feature_name = 'usage' AND event_timestamp >= TIMESTAMP '2024-03-24'"
-    )
+    if "1000" in damage:  # spread out, so that another unit can be told from another place
+        drifted.estate.more_rows(
+            "UPDATE features_table SET value = value + ((epoch(event_timestamp) // 3600) % 97) / 97 WHERE feature_name = 'usage'"
+        )
+    if "+ 100" in damage:
+        drifted.configure(MODELS.replace('["tenure", "usage"]', '["tenure", "usage"]\ncategorical = ["usage"]', 1))
+    rows = "event_timestamp >= TIMESTAMP '2024-03-24'"
+    if "2 YEAR" in damage:  # what stands still is a feature, not its newest rows
+        rows = "true"
+    drifted.estate.more_rows(f"UPDATE features_table SET {damage} WHERE feature_name = 'usage' AND {rows}")
 
-    ended = drifted.run("--json", "drift-check", "--queue-only")
+    ended = drifted.run("--json", "drift-check", "--queue-only", DRIFT_REFERENCE="window")
 
     assert ended.status == 3, ended
     assert outcomes(ended.told) == [("drift-check", "not-measured")]
@@ -188,4 +208,4 @@ def test_a_check_that_dies_while_it_measures_leaves_no_copy_behind(drifted: Site
 
     assert outcomes(told) == [("drift-check", "drift"), ("drift-check", "drift")]
     assert snapshots(drifted) == []
-    assert list((drifted.state / "work").rglob("windows.parquet")) == []
+    assert list((drifted.state / "work").rglob("windows-*.parquet")) == []

@@ -38,6 +38,19 @@ def test_a_category_has_a_cut_off_of_its_share() -> None:
     assert 0.02 < found.share_change < 0.08
 
 
+def test_a_category_of_many_values_has_a_cut_off_too_and_a_text_only_of_its_shares() -> None:
+    codes = np.random.default_rng(2).integers(0, 40, 19_000).astype(float)
+
+    assert cut_off(codes, 0.01).share_change == 0  # type: ignore[union-attr]  # taken for a number
+    told, text = cut_off(codes, 0.01, category=True), cut_off(codes, 0.01, text=True)
+
+    assert told is not None
+    assert text is not None
+    assert 0.005 < told.share_change < 0.05
+    assert told.ks > 0
+    assert (text.share_change, text.ks, text.estate_psi) == (told.share_change, 0, 0)
+
+
 def test_a_short_history_has_no_cut_off() -> None:
     assert cut_off(np.arange(500.0), 0.01) is None
 

@@ -23,7 +23,7 @@ MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 LIMITS = Limits()
 
 
-def past(ago: timedelta, outcome: str = "promoted", causes: frozenset[str] = AGE, **more: object) -> Retrain:
+def past(ago: timedelta, outcome: str = "published", causes: frozenset[str] = AGE, **more: object) -> Retrain:
     asked = NOW - ago
     done = None if outcome == "" else asked + MINUTE
     return replace(Retrain("Loan", causes, automatic=True, asked_at=asked, finished_at=done, outcome=outcome), **more)
@@ -35,7 +35,7 @@ def ruling(*jobs: Retrain, causes: frozenset[str] = AGE, limits: Limits = LIMITS
 
 
 def test_the_first_retrain_of_an_episode_never_waits() -> None:
-    assert ruling() == Ruling("Loan", allowed=True, rule="", reason="")
+    assert ruling() == Ruling("Loan", allowed=True, rule="", reason="", closed=True)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,24 @@ def test_the_breaker_opens_after_three_rejections_in_a_row_for_the_same_cause() 
     assert ruling(*rejections(2, DAY)).allowed
     told = ruling(*rejections(3, DAY))
     assert (told.allowed, told.rule, told.breaker_open) == (False, "breaker", True)
-    assert "3 challengers in a row were not better, for age" in told.reason
+    assert "3 challengers in a row were not put into production, for age" in told.reason
     assert ruling(*rejections(3, DAY), causes=frozenset({"city"})).allowed
+
+
+@pytest.mark.parametrize("outcome", ["inconclusive", "refused", "rejected"])
+def test_whatever_led_to_no_publish_is_a_retrain_in_vain(outcome: str) -> None:
+    assert ruling(*[replace(job, outcome=outcome) for job in rejections(3, DAY)]).rule == "breaker"
+
+
+def test_a_challenger_that_won_the_gate_and_waits_for_its_publish_neither_opens_nor_closes_the_breaker() -> None:
+    assert ruling(past(DAY, "promoted"), *rejections(3, 2 * DAY)).rule == "breaker"
+    assert ruling(past(DAY, "promoted"), *rejections(2, 2 * DAY)).rule == ""
+
+
+def test_a_publish_on_an_operators_word_or_for_another_cause_closes_the_breaker_too() -> None:
+    assert ruling(past(DAY, automatic=False), *rejections(3, 2 * DAY)) == Ruling("Loan", True, "", "", closed=True)
+    assert ruling(past(DAY, causes=frozenset({"city"})), *rejections(3, 2 * DAY)).rule == ""
+    assert ruling(past(DAY, "rejected", automatic=False), *rejections(3, 2 * DAY)).rule == "breaker"
 
 
 def test_a_promotion_closes_the_breaker_and_older_rejections_are_forgotten() -> None:
@@ -149,6 +165,11 @@ def ended(at: World, job_id: str, outcome: str) -> None:
     table.complete(claimed[0], Result(outcome), StepChange(), [])
 
 
+def publish_ended(at: World, retrain_job: str, outcome: str) -> None:
+    spec = {"model": "M0", "retrain_job": retrain_job}
+    ended(at, at.runner.submit(NewJob("publish", "serving:M0", spec)).job.job_id, outcome)
+
+
 def check_asks(at: World, causes: dict[str, list[str]]) -> list[str]:
     """One drift-check that wants these models retrained; the ids of the retrains it has, through the real tables."""
     told = governing.rulings(at, causes)
@@ -190,11 +211,60 @@ def test_the_breaker_survives_restarts_and_alarms_once_and_ends(tmp_path: Path) 
         told += [(night, change[2]) for change in changes]
         for job_id in check_asks(at, {"M0": ["f0"]}):
             ended(at, job_id, "promoted" if night == 16 else "rejected")
+            if night == 16:
+                publish_ended(at, job_id, "published")
         time.now += DAY
     assert told == [(3, "raised"), (17, "cleared")]
     retrains = world(tmp_path, time).runner.table.newest(kind="retrain")
     nights = [(job.created_at.replace(tzinfo=UTC) - NOW).days for job in retrains]
     assert nights == [17, 16, 9, 2, 1, 0]
+
+
+def test_challengers_that_their_publish_refuses_open_the_breaker(tmp_path: Path) -> None:
+    time = Moving(NOW)
+    for _ in range(5):
+        at = world(tmp_path, time)
+        for job_id in check_asks(at, {"M0": ["f0"]}):
+            ended(at, job_id, "promoted")
+            publish_ended(at, job_id, "rejected-by-canary")
+        time.now += DAY
+
+    assert len(world(tmp_path, time).runner.table.newest(kind="retrain")) == 3
+    [told] = governing.rulings(world(tmp_path, time), {"M0": ["f0"]})
+    assert told.rule == "breaker"
+    assert "3 challengers in a row were not put into production" in told.reason
+
+
+def test_a_timers_published_challenger_closes_the_breaker_that_drift_opened(tmp_path: Path) -> None:
+    time = Moving(NOW)
+    for _ in range(3):
+        at = world(tmp_path, time)
+        [job_id] = check_asks(at, {"M0": ["f0"]})
+        ended(at, job_id, "rejected")
+        time.now += DAY
+    at = world(tmp_path, time)
+    timers = at.runner.submit(retrain.job(at, "M0", trigger="timer")).job
+    ended(at, timers.job_id, "promoted")
+    assert not governing.rulings(at, {"M0": ["f0"]})[0].allowed
+
+    publish_ended(at, timers.job_id, "published")
+
+    assert governing.rulings(at, {"M0": ["f0"]})[0].rule == ""
+
+
+def test_a_caller_that_meets_the_breaker_is_told_and_so_is_the_operator_once(tmp_path: Path) -> None:
+    time = Moving(NOW)
+    for _ in range(3):
+        at = world(tmp_path, time)
+        ended(at, at.runner.submit(retrain.job(at, "M0", trigger="grpc")).job.job_id, "rejected")
+        time.now += DAY
+
+    for _ in range(2):
+        with pytest.raises(Busy, match="3 challengers in a row"):
+            governing.require(world(tmp_path, time), "M0")
+
+    [alarm] = world(tmp_path, time).alarms.newest()
+    assert (alarm.model_id, alarm.feature, alarm.change, alarm.verdict) == ("M0", "(breaker)", "raised", "CRITICAL")
 
 
 def test_a_caller_passes_the_same_governor(tmp_path: Path) -> None:

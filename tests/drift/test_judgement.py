@@ -105,6 +105,26 @@ def test_values_that_go_missing_are_a_warning_before_they_are_a_flood() -> None:
     assert "10.0% of the newest values are absent, 0.0% of the older ones were" in found.reason
 
 
+def test_sentinels_outside_all_that_was_are_a_warning_however_little_they_move_the_distribution() -> None:
+    random = np.random.default_rng(5)
+    values = random.normal(size=1000)
+    values[random.permutation(1000)[:40]] = -999
+
+    found = judged(compare("age", before(random.normal(size=4000)), after(values)))
+
+    assert found.verdict is Verdict.WARNING
+    assert "4.0% of the newest values are outside the range of all older ones" in found.reason
+
+
+def test_values_beyond_a_small_sample_are_no_sentinels() -> None:
+    told = []
+    for seed in range(200):
+        random = np.random.default_rng(seed)
+        told.append(judged(compare("age", before(random.standard_t(2, 120)), after(random.standard_t(2, 200)))).verdict)
+
+    assert told.count(Verdict.WARNING) + told.count(Verdict.CRITICAL) <= 8  # 2 in 100 checks are budgeted
+
+
 def test_a_feature_that_stopped_while_others_went_on_is_stale_data() -> None:
     other = replace(SHIFTED, feature="other", current_last=START + timedelta(days=19))
 
@@ -235,4 +255,24 @@ def test_by_the_defaults_false_alarms_stay_in_their_budget_and_real_shifts_are_f
     assert found["windows"] == 1040
     assert found["false_critical_rate"] <= found["budget_upper"]
     assert found["power"] >= 0.9
-    assert found["broken_retrains"] == 0
+    assert found["service_c_power"] < 0.9
+    assert (found["broken_retrains"], found["broken_quarantined"]) == (0, 1)
+    assert found["dependent_calibrated_rate"] < found["dependent_false_critical_rate"]
+
+
+def test_six_kinds_of_damage_are_told_as_six_kinds_and_retrain_nothing() -> None:
+    random = np.random.default_rng(1)
+    columns = drift_null.damaged(random)
+    evidence = [compare(name, *pair, declared_category="categories" in name) for name, pair in columns.items()]
+    told = {name: one.judged.reason for name, one in judge(evidence, Rules()).items() if one.judged is not None}
+
+    words = [
+        "is empty",
+        "NULL or no number",
+        "values are 55",
+        "another unit",
+        "never occurred before",
+        "newest row is from",
+    ]
+    assert [word for word, name in zip(words, columns, strict=True) if word in told[name]] == words
+    assert drift_null.broken_look(random) == (dict.fromkeys(columns, Verdict.QUARANTINE), ())

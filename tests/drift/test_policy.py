@@ -18,6 +18,7 @@ from servicectl.drift.policy import (
     Verdict,
     affected,
     decide,
+    quarantined,
     summary,
 )
 
@@ -55,6 +56,60 @@ def test_a_shifted_feature_with_enough_new_rows_is_critical_with_its_evidence() 
 @pytest.mark.parametrize("status", ["PASS", "WARNING"])
 def test_the_analysts_milder_words_stand(status: str) -> None:
     assert one(replace(CALM, status=status)).verdict == status
+
+
+SILENT = Settings(watch_silence=True)
+
+
+@pytest.mark.parametrize(
+    ("history", "silence", "verdict"),
+    [
+        (40, 20, Verdict.PASS),
+        (40, 21, Verdict.NOT_MEASURED),
+        (2, 7, Verdict.PASS),  # a young feature store that is filled once a week
+        (2, 8, Verdict.NOT_MEASURED),
+        (1000, 100, Verdict.PASS),
+        (1000, 101, Verdict.NOT_MEASURED),
+    ],
+)
+def test_calm_is_not_measured_where_rows_have_stopped_coming(history: int, silence: int, verdict: Verdict) -> None:
+    newest = NOW - timedelta(days=silence)
+    rows = replace(ENOUGH, newest=newest, oldest=newest - timedelta(days=history))
+
+    assert one(CALM, rows, settings=SILENT).verdict is verdict
+    assert one(SHIFTED, rows, replace(LOAN, learnt_until=None), SILENT).verdict is Verdict.CRITICAL
+    assert one(CALM, rows).verdict is Verdict.PASS
+    assert one(CALM, replace(rows, oldest=None), settings=SILENT).verdict is Verdict.PASS
+
+
+def test_a_shift_must_be_seen_in_looks_with_newer_rows_each_before_it_is_critical() -> None:
+    def look(*ends: datetime, counts: bool = True, wanted: int = 2) -> Findings:
+        settings, answers = Settings(looks_drifted=wanted), {"Loan": {"age": SHIFTED}}
+        looks = {"age": frozenset(ends)}
+        return decide([LOAN], answers, {"age": ENOUGH}, settings, now=NOW, looks=looks, counts_as_look=counts)
+
+    first = look()
+    assert (first.decisions[0].verdict, first.decisions[0].critical, first.drifted) == (Verdict.WARNING, True, ())
+    assert "CRITICAL in 1 scheduled look(s) in a row, 2 are wanted" in first.decisions[0].reason
+    assert look(LATER).drifted == ()  # the same rows
+    assert look(TRAINED, counts=False).drifted == ()
+    assert look(TRAINED).drifted == ("age",)
+    assert look(TRAINED).decisions[0].verdict is Verdict.CRITICAL
+    assert look(counts=False, wanted=1).decisions[0].verdict is Verdict.CRITICAL
+
+
+def test_what_proves_to_be_damage_is_no_drift_of_that_model_and_none_at_all_if_of_all() -> None:
+    house = replace(LOAN, model_id="House")
+    answers = {"Loan": {"age": SHIFTED}, "House": {"age": SHIFTED}}
+    found = decide([LOAN, house], answers, {"age": ENOUGH}, Settings(), now=NOW)
+    features = {"Loan": ("age",), "House": ("age",)}
+
+    one_of_them = quarantined(found, {("Loan", "age"): "all NULL"})
+    both = quarantined(found, {("Loan", "age"): "all NULL", ("House", "age"): "all NULL"})
+
+    assert [one.verdict for one in one_of_them.decisions] == [Verdict.QUARANTINE, Verdict.CRITICAL]
+    assert affected(one_of_them, features) == {"House": ("age",)}
+    assert (both.drifted, summary(both).outcome) == ((), "not-measured")
 
 
 def test_a_model_the_answer_does_not_name_was_not_measured() -> None:

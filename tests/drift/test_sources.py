@@ -105,8 +105,10 @@ def test_a_source_that_cannot_be_read_is_not_measured_and_stops_no_other_model(w
 def test_calibrate_measures_wide_tables_too(wide: Site) -> None:
     told = wide.ok("drift-check", "--calibrate")["calibration"]
 
-    assert set(told["features"]) == {"tenure", "usage", "amount"}
-    assert told["left_out"] == ["place"]  # text: the configured floor stays
+    assert set(told["features"]) == {"tenure", "usage", "amount", "place"}
+    assert (told["features"]["place"]["ks"], told["left_out"]) == (0, [])  # text has shares only
+    assert 0 < told["features"]["place"]["share_change"] < 0.5
+    assert "too few rows" not in wide.run("drift-check", "--calibrate").stdout
 
 
 def store(path: Path, stop: int) -> None:

@@ -160,3 +160,15 @@ def test_a_value_that_most_rows_have_is_a_bin_of_its_own_so_that_its_share_count
 
     assert ours.psi(p, q) == pytest.approx((0.5 - 0.95) * np.log(0.5 / 0.95) + (0.5 - 0.05) * np.log(0.5 / 0.05))
     assert len(ours.decile_edges(np.arange(1000.0))) == 9
+
+
+def test_text_kept_as_objects_is_counted_as_text_is() -> None:
+    random = np.random.default_rng(4)
+    first, second = (random.choice(["b", "a", "é", ""], size=size) for size in (300, 50))
+
+    values, *counts = ours.category_counts(first, second)
+    as_objects, *counted = ours.category_counts(first.astype(object), second.astype(object))
+
+    assert as_objects == values == ["", "a", "b", "é"]
+    assert [column.tolist() for column in counted] == [column.tolist() for column in counts]
+    assert [column.dtype for column in counted] == [np.int64, np.int64]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import duckdb
@@ -110,7 +111,7 @@ def test_a_wide_table_is_cut_by_its_own_time_with_numbers_and_text(tmp_path: Pat
         )
         assert windows.column("side", "current").values.tolist() == [1.0, 0.0] * 25
         assert windows.column("code", "current").values.tolist() == [str(i % 4) for i in range(950, 1000)]
-        assert len(windows.numbers("kind", "current")) == 0
+        assert windows.numbers("kind", "current").tolist() == [i % 3 - 1.0 for i in range(950, 1000) if i % 3]
 
 
 def test_a_select_of_ones_own_is_cut_like_a_table(tmp_path: Path) -> None:
@@ -130,14 +131,35 @@ def test_a_long_table_with_other_names_is_cut_alike(tmp_path: Path) -> None:
         told = connection.execute(counts_query(["age", "gone"], rows)).fetchall()
     with WindowFile(path) as windows:
         assert windows.column("age", "current").values.tolist() == ROWS[950:].tolist()
-    assert told == [("age", 1000, 0, "2026-02-11 15:00:00")]
+    assert told == [("age", 1000, 0, "2026-02-11 15:00:00", "2026-01-01 00:00:00")]
 
 
 def test_the_rows_of_a_wide_table_are_counted_once_for_all_its_features() -> None:
     with duckdb.connect() as connection:
         connection.execute(EVENTS)
         told = connection.execute(counts_query(["kind", "side"], WIDE)).fetchall()
-    assert told == [(None, 6000, 5000, "2026-02-11 15:00:00")]
+    assert told == [(None, 6000, 5000, "2026-02-11 15:00:00", "2026-01-01 00:00:00")]
+
+
+def test_one_long_text_does_not_make_all_the_others_as_long(tmp_path: Path) -> None:
+    path, rows = tmp_path / "sample.parquet", 20_000
+    with duckdb.connect() as connection:
+        connection.execute(
+            f"COPY (SELECT CASE WHEN i = 7 THEN repeat('x', 10000) WHEN i % 4 = 0 THEN NULL ELSE 'shop ' || (i % 4) END"
+            f" AS place FROM range({rows}) AS r(i)) TO '{path}' (FORMAT parquet)"
+        )
+    with SampleFile(path) as sample:
+        tracemalloc.start()
+        column = sample.column("place")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+
+    assert (len(column.values), column.absent_text) == (rows * 3 // 4, rows // 4)
+    assert sorted(set(column.values.tolist())) == ["shop 1", "shop 2", "shop 3", "x" * 200]
+    assert (
+        peak < 20_000_000
+    )  # as numpy text: 15,000 rows of 200 characters of 4 bytes are 12 MB and its list, 600 MB uncut
+    assert column.values.nbytes == 8 * len(column.values)
 
 
 def test_answers_are_those_of_the_version_and_an_error_is_no_answer(tmp_path: Path) -> None:
