@@ -14,11 +14,15 @@ A figure is the share of feature-looks that are CRITICAL; `..._looks` the share 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bench.replay import _column, _shipped
+from bench._replay_loop import column
+from bench.replay import shipped
 
 if TYPE_CHECKING:
     from servicectl.training.frame import Rows
@@ -30,9 +34,14 @@ _NEWEST = 0.05
 
 
 def run(quick: bool) -> dict[str, float]:
+    with tempfile.TemporaryDirectory(prefix="servicectl-bench-") as folder:
+        return _measured({name: (one.rows, one.spec) for name, one in shipped(Path(folder)).items()}, quick=quick)
+
+
+def _measured(streams: Mapping[str, tuple[Rows, TrainingSpec]], *, quick: bool) -> dict[str, float]:
     critical: dict[str, list[bool]] = {}
     looks: dict[str, list[bool]] = {}
-    for name, (rows, spec) in _shipped().items():
+    for name, (rows, spec) in streams.items():
         of_stream: dict[str, list[bool]] = {}
         for share in np.linspace(_FROM, 1.0, 4 if quick else _LOOKS):
             for reference, found in _look(rows.part(slice(0, int(len(rows) * share))), rows, spec).items():
@@ -84,11 +93,8 @@ def _sample(rows: Rows, spec: TrainingSpec) -> Rows:
 
 
 def _critical(reference: Rows, current: Rows, spec: TrainingSpec, cut_offs: dict[str, float]) -> list[bool]:
-    from servicectl.drift.comparison import Column, compare
+    from servicectl.drift.comparison import compare
     from servicectl.drift.judgement import Rules, judge
-
-    def column(rows: Rows, name: str) -> Any:
-        return _column(rows, name, Column)
 
     found = [
         compare(name, column(reference, name), column(current, name), declared_category=name in spec.categorical)

@@ -1,21 +1,25 @@
 """Does it keep models right? Real streams replayed: the first model for ever, servicectl's loop, a retrain every step.
 
-The rows are taken in order of time. The oldest fifth trains the first model; the rest comes in steps of equal size.
-Every step is predicted before it is learnt from (prequentially), by five models:
+The rows are taken in order of time. The oldest fifth trains the first model; the rest comes in steps of equal size, each
+of which is predicted before it is learnt from (prequentially). After each step servicectl looks and, where it says so,
+retrains (`bench/_replay_loop.py` says what of it is real and what is not), as
 
-    first   the first model, for ever
-    drift   drift of the features (builtin statistics: what the model learnt from against the newest step) asks for a
-            challenger; it is trained on the older rows, held against the champion on the newest ones by the gate, and
-            replaces it if promoted
-    decay   the same, but the champion's own loss of score asks: on its newest rows, against those it was promoted on
-            (the first model: those of its first step)
-    both    the same, where the features have drifted and the score is lost (`trigger = "drift-and-decay"`)
-    always  a new model on all rows so far after every step
+    drift   shipped: drift of the features by the builtin statistics retrains
+    decay   `trigger = "decay"`: the champion's own loss of score retrains
+    both    `trigger = "drift-and-decay"`
+    calm    `drift-check --calibrate` before each look; drift retrains
+    auto    `drift-and-decay`, and `window = "auto"`
+    tuned   what came nearest to the target: `gate = "always"`, 2 % held out, a cooldown of three looks
 
-`gain_ratio` is what `drift`, the default trigger, gains over the first model, in parts of what `always` gains (over
-streams where `always` gains at all; the least of them), `retrain_ratio` its trainings over those of `always` (the
-most); `decay_` and `both_` are the same of the other triggers. A picture of each stream is written as HTML. FILE is any Parquet file with a time column: `replay FILE --time COLUMN --label COLUMN
---task classification`; without one, the bank calls, the storms and the bicycles that the tests use.
+and beside it stand `first`, one model of the oldest fifth for ever; `always`, a new model of all rows so far after every
+step, with no row held out and no gate; and `third`, the same after every third step: what the wanted number of retrains
+is worth on a calendar. servicectl's own first model is trained without the rows it holds out.
+
+`gain_ratio` is what `drift` gains over the first model, in parts of what `always` gains (over streams where `always`
+gains at all; the least of them), `retrain_ratio` its trainings over those of `always` (the most); `X_gain_ratio` and
+`X_retrain_ratio` are the same of the others. Wanted are 0.95 and a third. A picture of each stream is written as HTML. FILE is
+any Parquet file with a time column: `replay FILE --time COLUMN --label COLUMN --task classification`; without one, the
+bank calls, the storms and the bicycles that the tests use.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ import math
 import os
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import process_time
 from typing import TYPE_CHECKING, Any
@@ -35,16 +40,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from servicectl.training.frame import Rows
+    from bench._replay_floor import Stream
+    from bench._replay_loop import Loop
     from servicectl.training.spec import TrainingSpec
 
-MINIMUM = {"gain_ratio": 0.95}
-LIMITS = {"retrain_ratio": 1 / 3}
+_WANTED_GAIN, _WANTED_RETRAINS = 0.95, 1 / 3
 _ROOT = Path(__file__).resolve().parents[1]
 _FIRST = 0.2
 _STEPS = 30
-_TRIGGERS = ("drift", "decay", "both")
-_STRATEGIES = ("first", *_TRIGGERS, "always")
+_EVERY = {"third": 3, "always": 1}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "drift": {},
+    "decay": {"trigger": "decay"},
+    "both": {"trigger": "drift-and-decay"},
+    "calm": {"calibrated": True},
+    "auto": {"trigger": "drift-and-decay", "window": "auto"},
+    "tuned": {"heldout_fraction": 0.02, "gate": "always", "cooldown": 2.5},
+}
+MINIMUM = {"gain_ratio": _WANTED_GAIN} | {f"{name}_gain_ratio": _WANTED_GAIN for name in _SETTINGS if name != "drift"}
+LIMITS = {"retrain_ratio": _WANTED_RETRAINS} | {
+    f"{name}_retrain_ratio": _WANTED_RETRAINS for name in _SETTINGS if name != "drift"
+}
 
 
 def add_arguments(parser: argparse._ArgumentGroup) -> None:
@@ -56,18 +72,19 @@ def add_arguments(parser: argparse._ArgumentGroup) -> None:
 
 
 @dataclass
-class _Run:
-    """One strategy on one stream. `scores`: of each step."""
+class Course:
+    """How one strategy did. `scores`: of each step."""
 
-    model: Any
-    scores: list[float]
-    truth: list[NDArray[Any]]
-    said: list[NDArray[Any]]
+    scores: list[float] = field(default_factory=list)
+    truth: list[NDArray[Any]] = field(default_factory=list)
+    said: list[NDArray[Any]] = field(default_factory=list)
     retrains: int = 0
     promoted: int = 0
+    held_back: int = 0
     seconds: float = 0.0
-    learnt: Rows | None = None
-    judged: tuple[int, int] | None = None  # the rows of its promotion, by place
+
+    def total(self, spec: TrainingSpec) -> float:
+        return _score(np.concatenate(self.truth), np.concatenate(self.said), spec)
 
 
 def run(
@@ -77,201 +94,107 @@ def run(
     label: str | None = None,
     task: str = "classification",
     picture: str = "replay.html",
-) -> dict[str, float]:
-    """Figures over the streams where retraining helps; NaN where it helps in none."""
+) -> dict[str, float | None]:
+    """Figures over the streams where retraining helps; None where it helps in none."""
     if file is not None and not (time and label):
         raise SystemExit("replay FILE needs --time and --label")
     os.environ["OMP_NUM_THREADS"] = "1"  # before scikit-learn is imported: threads that wait for each other cost more
-    streams = _shipped() if file is None else {Path(file).stem: _given(Path(file), str(time), str(label), task)}
-    found = {name: _replayed(rows, spec, 15 if quick else _STEPS) for name, (rows, spec) in streams.items()}
-    gains: dict[str, list[float]] = {trigger: [] for trigger in _TRIGGERS}
-    retrains: dict[str, list[float]] = {trigger: [] for trigger in _TRIGGERS}
-    heads = ("stream", "strategy", "score", "retrains", "promoted", "CPU s")
-    print(f"{heads[0]:<26}{heads[1]:<10}" + "".join(f"{head:>10}" for head in heads[2:]), file=sys.stderr)
-    for name, runs in found.items():
-        total = {strategy: _total(one, streams[name][1]) for strategy, one in runs.items()}
-        for strategy, one in runs.items():
-            cells = (f"{total[strategy]:.4f}", f"{one.retrains}", f"{one.promoted}", f"{one.seconds:.1f}")
-            print(f"{name:<26}{strategy:<10}" + "".join(f"{cell:>10}" for cell in cells), file=sys.stderr)
-        possible = total["always"] - total["first"]
-        if possible > 0.005:
-            for trigger in _TRIGGERS:
-                gains[trigger].append((total[trigger] - total["first"]) / possible)
-                retrains[trigger].append(runs[trigger].retrains / runs["always"].retrains)
-        else:
-            print(f"{name}: retraining at every step gains nothing; left out of the ratios", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="servicectl-bench-") as scratch:
+        folder = Path(scratch)
+        streams = shipped(folder) if file is None else _given(Path(file), str(time), str(label), task, folder)
+        steps = 15 if quick else _STEPS
+        found = {name: replayed(stream, steps, _SETTINGS) for name, stream in streams.items()}
+        specs = {name: stream.spec for name, stream in streams.items()}
+    gains, retrains = compared(found, specs, _SETTINGS)
     _draw(found, Path(picture))
-    figures = {}
-    for trigger in _TRIGGERS:
-        prefix = "" if trigger == "drift" else f"{trigger}_"
-        figures[f"{prefix}gain_ratio"] = round(min(gains[trigger], default=math.nan), 3)
-        figures[f"{prefix}retrain_ratio"] = round(max(retrains[trigger], default=math.nan), 3)
+    figures: dict[str, float | None] = {}
+    for name in _SETTINGS:
+        prefix = "" if name == "drift" else f"{name}_"
+        figures[f"{prefix}gain_ratio"] = round(min(gains[name]), 3) if gains[name] else None
+        figures[f"{prefix}retrain_ratio"] = round(max(retrains[name]), 3) if retrains[name] else None
     return figures
 
 
-def _shipped() -> dict[str, tuple[Rows, TrainingSpec]]:
+def shipped(folder: Path) -> dict[str, Stream]:
     data = _ROOT / "tests/data"
     bank = _ROOT / "servicectl/miniature/data/bank_marketing_calls.parquet"
     return {
-        "bank_marketing_calls": _given(bank, "event_timestamp", "subscribed", "classification"),
-        "atlantic_storms": _given(data / "atlantic_storms.parquet", "event_timestamp", "status", "classification"),
-        "bike_sharing_hourly": _given(data / "bike_sharing_hourly.parquet", "event_timestamp", "cnt", "regression"),
+        **_given(bank, "event_timestamp", "subscribed", "classification", folder),
+        **_given(data / "atlantic_storms.parquet", "event_timestamp", "status", "classification", folder),
+        **_given(data / "bike_sharing_hourly.parquet", "event_timestamp", "cnt", "regression", folder),
     }
 
 
-def _given(path: Path, moment: str, label: str, task: str) -> tuple[Rows, TrainingSpec]:
-    """All other columns are features: numbers as numbers, text of at most 50 values as categories."""
-    import duckdb
+def _given(path: Path, moment: str, label: str, task: str, folder: Path) -> dict[str, Stream]:
+    from bench._replay_floor import opened
 
-    from servicectl.sql import identifier, literal
-    from servicectl.training.frame import read
-    from servicectl.training.source import snapshot_query
-    from servicectl.training.spec import Source, TrainingSpec
-
-    with duckdb.connect() as connection, tempfile.TemporaryDirectory() as folder:
-        table = f"read_parquet({literal(str(path))})"
-        columns = connection.execute(f"DESCRIBE SELECT * FROM {table}").fetchall()
-        features, categorical = [], []
-        for name, kind, *_ in columns:
-            if name in (moment, label, "entity_id") or kind.startswith(("TIMESTAMP", "DATE", "TIME")):
-                continue
-            if kind == "VARCHAR":
-                counted = connection.execute(f"SELECT count(DISTINCT {identifier(name)}) FROM {table}").fetchone()
-                if counted is None or counted[0] > 50:
-                    continue
-                categorical.append(name)
-            features.append(name)
-        entity = "entity_id" if any(name == "entity_id" for name, *_ in columns) else "'all'"
-        spec = TrainingSpec(
-            model_id=path.stem,
-            task="regression" if task == "regression" else "classification",
-            label=label,
-            features=tuple(features),
-            categorical=tuple(categorical),
-            estimator="sklearn.ensemble.HistGradientBoosting" + ("Regressor" if task == "regression" else "Classifier"),
-            params={"max_iter": 30},
-            metric="r2" if task == "regression" else "accuracy",
-        )
-        query = f"SELECT *{' EXCLUDE (entity_id)' if entity == 'entity_id' else ''}, {entity} AS entity_id FROM {table}"
-        source = Source(kind="sql", query=query, time_column=moment)
-        snapshot = Path(folder) / "snapshot.parquet"
-        connection.execute(f"COPY ({snapshot_query(spec, source)}) TO {literal(str(snapshot))} (FORMAT parquet)")
-        return read(snapshot, spec), spec
+    return {path.stem: opened(path, moment, label, task, folder)}
 
 
-def _replayed(rows: Rows, spec: TrainingSpec, steps: int) -> dict[str, _Run]:
-    first = int(len(rows) * _FIRST)
-    cuts = [first + (len(rows) - first) * step // steps for step in range(steps + 1)]
-    start = rows.part(slice(0, first))
-    model = _fitted(start, spec)
-    runs = {strategy: _Run(model, [], [], [], learnt=start) for strategy in _STRATEGIES}
-    for begin, end in itertools.pairwise(cuts):
-        step, known = rows.part(slice(begin, end)), rows.part(slice(0, end))
-        for strategy, one in runs.items():
-            truth, said = _asked(one.model, step, spec)
-            one.truth.append(truth)
-            one.said.append(said)
-            one.scores.append(_score(truth, said, spec))
-            before = process_time()
-            if strategy == "always":
-                one.model, one.retrains, one.promoted = _fitted(known, spec), one.retrains + 1, one.promoted + 1
-            elif strategy in _TRIGGERS:
-                _loop(one, strategy, step, known, spec)
-            one.seconds += process_time() - before
-    return runs
-
-
-def _loop(one: _Run, trigger: str, step: Rows, known: Rows, spec: TrainingSpec) -> None:
-    """What `drift-check` and `retrain` do: the challenger is judged on rows that neither model has seen."""
-    from servicectl.training import evidence
-    from servicectl.training.frame import split
-    from servicectl.training.metrics import better, measure, outputs
-
-    assert one.learnt is not None
-    if one.judged is None:
-        one.judged = len(known) - len(step), len(known)
-    decayed = trigger != "drift" and _decayed(one, known, spec)
-    pulled = decayed if trigger == "decay" else _drifted(one.learnt, step, spec) and (trigger == "drift" or decayed)
-    if not pulled:
-        return
-    one.retrains += 1
-    parts = split(known, spec)
-    challenger = _fitted(parts.training, spec)
-    unseen = parts.heldout.part(parts.heldout.times > one.learnt.times[-1])
-    ours, theirs = outputs(challenger, unseen, spec), outputs(one.model, unseen, spec)
-
-    def difference(keep: NDArray[np.bool_]) -> float | None:
-        mine, its = measure(spec.main_metric, ours, keep), measure(spec.main_metric, theirs, keep)
-        return None if mine is None or its is None else better(spec.main_metric, mine, its)
-
-    blocks = evidence.time_blocks(unseen.times)
-    found = evidence.compare(difference, blocks, evidence.entity_groups(unseen.entities), 0.05)
-    if found is not None and blocks[-1] + 1 >= 15 and found.low > 0:
-        one.model, one.learnt, one.promoted = challenger, parts.training, one.promoted + 1
-        one.judged = len(known) - len(unseen), len(known)
-
-
-def _decayed(one: _Run, known: Rows, spec: TrainingSpec) -> bool:
-    """Whether the champion has lost its score, by the check's own rule."""
-    from servicectl.drift.decay import Lost, judge
-    from servicectl.training.decay import lost
-
-    assert one.judged is not None
-    start, end = one.judged
-    places = np.arange(len(known))
-    newest = max(end, len(known) - max(500, end - start))
-    found = lost(
-        lambda: one.model,
-        known,
-        (places >= start) & (places < end),
-        places >= newest,
-        spec,
-        recorded=0.0,
-        alpha=0.01,
-        min_blocks=15,
-    )
-    if found.why_not:
-        return False
-    told = Lost(found.metric, found.before, found.now, found.difference, found.high, found.blocks, found.rows_now)
-    return judge(told, 0.05).verdict == "CRITICAL"
-
-
-def _drifted(reference: Rows, current: Rows, spec: TrainingSpec) -> bool:
-    """Whether the builtin statistics call any feature's change CRITICAL."""
-    from servicectl.drift.comparison import Column, compare
-    from servicectl.drift.judgement import Rules, judge
-
-    found = [
-        compare(name, _column(reference, name, Column), _column(current, name, Column), declared_category=name in spec.categorical)
-        for name in spec.features
-    ]  # fmt: skip
-    return any(one.judged is not None and one.judged.verdict == "CRITICAL" for one in judge(found, Rules()).values())
-
-
-def _column(rows: Rows, name: str, kind: Any) -> Any:
-    from servicectl.training.frame import absent
-
-    values = rows.features[name]
-    if values.dtype != object:
-        return kind(values)
-    missing = absent(values)
-    return kind(values[~missing].astype(str), absent_text=int(missing.sum()))
-
-
-def _fitted(rows: Rows, spec: TrainingSpec) -> Any:
+def replayed(stream: Stream, steps: int, settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Course]:
+    """Given settings by name, the course of each, of `first` and of `always`."""
+    from bench._replay_loop import Loop, Settings, answers
     from servicectl.training.fit import fitted_pipeline
 
-    return fitted_pipeline(rows, spec)[0]
+    rows, spec = stream.rows, stream.spec
+    first = int(len(rows) * _FIRST)
+    cuts = [first + (len(rows) - first) * step // steps for step in range(steps + 1)]
+    loops = {name: Loop.begun(stream, Settings(**changes), first) for name, changes in settings.items()}
+    models = {"first": fitted_pipeline(rows.part(slice(0, first)), spec)[0]}
+    models |= dict.fromkeys(_EVERY, models["first"])
+    courses = {name: Course() for name in ("first", *loops, *_EVERY)}
+    for night, (begin, end) in enumerate(itertools.pairwise(cuts), 1):
+        step = rows.part(slice(begin, end))
+        for name, course in courses.items():
+            truth, said = answers(loops[name].champion.model if name in loops else models[name], step, spec)
+            course.truth.append(truth)
+            course.said.append(said)
+            course.scores.append(_score(truth, said, spec))
+        for name, loop in loops.items():
+            _look(loop, courses[name], night, end)
+        before = process_time()
+        new = fitted_pipeline(rows.part(slice(0, end)), spec)[0]
+        spent = process_time() - before
+        for name in (name for name, every in _EVERY.items() if night % every == 0):
+            models[name], course = new, courses[name]
+            course.retrains, course.promoted, course.seconds = (
+                course.retrains + 1,
+                course.promoted + 1,
+                course.seconds + spent,
+            )
+    return courses
 
 
-def _asked(model: Any, rows: Rows, spec: TrainingSpec) -> tuple[NDArray[Any], NDArray[Any]]:
-    from servicectl.training.fit import LABELS_ATTRIBUTE
+def _look(loop: Loop, course: Course, night: int, end: int) -> None:
+    """A challenger may have been trained for another strategy before: its own time counts, and none twice."""
+    trained, before = loop.seconds, process_time()
+    known = loop.stream.seconds
+    loop.look(night, end)
+    course.seconds += process_time() - before - (loop.stream.seconds - known) + loop.seconds - trained
+    course.retrains, course.promoted, course.held_back = len(loop.retrains), loop.promoted, loop.held_back
 
-    said = np.asarray(model.predict(rows.frame()))
-    classes = getattr(model, LABELS_ATTRIBUTE, None)
-    if spec.task == "classification" and classes is not None:
-        said = np.array([classes[int(code)] for code in said], dtype=object)
-    return rows.labels, said
+
+def compared(
+    found: Mapping[str, Mapping[str, Course]], specs: Mapping[str, TrainingSpec], names: Mapping[str, object]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Gain and retrains of each strategy in parts of those of `always`, of the streams where it gains; told on stderr."""
+    gains: dict[str, list[float]] = {name: [] for name in names}
+    retrains: dict[str, list[float]] = {name: [] for name in names}
+    heads = ("score", "gain", "retrains", "promoted", "held back", "CPU s")
+    print(f"{'stream':<24}{'strategy':<10}" + "".join(f"{head:>10}" for head in heads), file=sys.stderr)
+    for stream, courses in found.items():
+        total = {name: course.total(specs[stream]) for name, course in courses.items()}
+        possible = total["always"] - total["first"]
+        for name, course in courses.items():
+            gain = (total[name] - total["first"]) / possible if possible > 0.005 else math.nan
+            numbers = f"{course.retrains:>10}{course.promoted:>10}{course.held_back:>10}{course.seconds:>10.1f}"
+            print(f"{stream:<24}{name:<10}{total[name]:>10.4f}{gain:>10.2f}{numbers}", file=sys.stderr)
+            if name in names and not math.isnan(gain):
+                gains[name].append(gain)
+                retrains[name].append(course.retrains / courses["always"].retrains)
+        if possible <= 0.005:
+            print(f"{stream}: a retrain at every step gains nothing; left out of the ratios", file=sys.stderr)
+    return gains, retrains
 
 
 def _score(truth: NDArray[Any], said: NDArray[Any], spec: TrainingSpec) -> float:
@@ -281,19 +204,14 @@ def _score(truth: NDArray[Any], said: NDArray[Any], spec: TrainingSpec) -> float
     return 1 - float(((truth - said) ** 2).sum()) / spread if spread else math.nan
 
 
-def _total(one: _Run, spec: TrainingSpec) -> float:
-    return _score(np.concatenate(one.truth), np.concatenate(one.said), spec)
-
-
-def _draw(found: dict[str, dict[str, _Run]], path: Path) -> None:
+def _draw(found: Mapping[str, Mapping[str, Course]], path: Path) -> None:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=len(found), cols=1, subplot_titles=list(found))
-    for row, runs in enumerate(found.values(), 1):
-        for strategy, one in runs.items():
-            told = f"{strategy} ({one.retrains} retrains)"
-            steps = list(range(1, len(one.scores) + 1))
-            figure.add_scatter(x=steps, y=one.scores, name=told, row=row, col=1)
+    for row, courses in enumerate(found.values(), 1):
+        for name, course in courses.items():
+            told = f"{name} ({course.retrains} retrains)"
+            figure.add_scatter(x=list(range(1, len(course.scores) + 1)), y=course.scores, name=told, row=row, col=1)
     figure.update_layout(height=360 * len(found), title="Score of each step, predicted before it is learnt from")
     figure.write_html(path, include_plotlyjs=True)
     print(f"the curves: {path}", file=sys.stderr)

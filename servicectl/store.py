@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -144,7 +144,7 @@ class Store:
                 ) from None
             try:
                 what = f"the job store {self.path}"
-                flock_within(descriptor, self.lock_wait_s, self._clock, what, meanwhile=self._engine.warm)
+                flock_within(descriptor, self.lock_wait_s, self._clock, what)
                 if os.fstat(descriptor).st_ino == self._lock_path.stat().st_ino:
                     return descriptor
             except FileNotFoundError:  # deleted by hand while we waited for it: what others lock now is another file
@@ -178,12 +178,8 @@ def _rolled_back(connection: Any) -> None:
         connection.execute("ROLLBACK")
 
 
-def flock_within(
-    descriptor: int, seconds: float, clock: Clock, what: str, *, meanwhile: Callable[[], None] | None = None
-) -> None:
+def flock_within(descriptor: int, seconds: float, clock: Clock, what: str) -> None:
     """Take an exclusive flock, queueing fairly; raises Busy after the deadline.
-
-    `meanwhile` is done first when somebody else has it.
 
     The main thread blocks in the kernel's queue, ended by an alarm; other threads may not own signals and poll.
     """
@@ -192,8 +188,6 @@ def flock_within(
         return
     except BlockingIOError:
         pass
-    if meanwhile is not None:
-        meanwhile()
     busy = Busy(f"{what} was busy for {seconds:g} s", cure="servicectl jobs list  shows who works; try again")
     if threading.current_thread() is threading.main_thread() and not signal.getitimer(signal.ITIMER_REAL)[0]:
         _block_until_alarm(descriptor, seconds, busy)

@@ -31,7 +31,6 @@ class Engine:
         self._connection: Any = None
         self._process = 0
         self._uses = 0
-        self._warm = False
 
     def start(self) -> Any:
         """The instance's connection. A forked child makes its own."""
@@ -39,16 +38,7 @@ class Engine:
             if self._connection is None or self._process != os.getpid():
                 self._connection = store_file.instance(self._path)
                 self._process = os.getpid()
-                self._warm = False
             return self._connection
-
-    def warm(self) -> None:
-        """For a process that has to queue: what it can do before its turn, nobody behind it waits for."""
-        connection = self.start()
-        with self._making:
-            if not self._warm:
-                store_file.warm(connection)
-                self._warm = True
 
     @contextmanager
     def attached(self, *, read_only: bool, clock: Clock, wait_s: float) -> Iterator[Any]:

@@ -83,28 +83,6 @@ def instance(path: Path) -> Any:
     return connection
 
 
-_FIRST_USES = (
-    "ATTACH ':memory:' AS warm",
-    "USE warm",
-    "CREATE TABLE t (id UUID PRIMARY KEY, state VARCHAR NOT NULL CHECK (state IN ('a', 'b')), seq INTEGER, moment TIMESTAMP)",
-    "BEGIN",
-    "INSERT INTO t SELECT uuid(), 'a', (SELECT coalesce(max(seq), 0) + 1 FROM t WHERE state = 'a'), now()::TIMESTAMP",
-    "UPDATE t SET state = 'b', seq = seq + 1 WHERE state = 'a' AND id IS NOT NULL RETURNING 1",
-    "SELECT id::VARCHAR, * FROM t WHERE list_contains(['a', 'b'], state) ORDER BY moment, id LIMIT 1",
-    "COMMIT",
-    "USE memory",
-    "DETACH warm",
-)
-
-
-def warm(connection: Any) -> None:
-    """The first statement of each kind costs a process two to five times the next one: have them before they count."""
-    cursor = connection.cursor()  # with a default database of its own: another thread may be at work
-    for statement in _FIRST_USES:
-        cursor.execute(statement).fetchall()
-    cursor.close()
-
-
 def attach(connection: Any, path: Path, *, read_only: bool, clock: Clock, wait_s: float) -> None:
     """Open a store's file in an instance. Raises Busy when another program keeps it open for `wait_s`, StoreError."""
     how = f"ROW_GROUP_SIZE {ROW_GROUP}{', READ_ONLY' if read_only else ''}"

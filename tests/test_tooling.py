@@ -69,7 +69,7 @@ def test_the_development_lock_holds_the_pins_of_the_demo_lock() -> None:
     assert {str(pin) for pins in _pins("demo").values() for pin in pins} <= development
 
 
-@pytest.mark.parametrize("lock", [*LOCKS, "handler"])
+@pytest.mark.parametrize("lock", [*LOCKS, "handler", "evidently"])
 def test_each_pin_has_hashes_and_the_lock_names_no_address(lock: str) -> None:
     text = (ROOT / f"requirements/{lock}.txt").read_text()
     assert "://" not in text

@@ -12,9 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from servicectl.actions.kinds import PUBLISH, RETRAIN, retrain_scope, serving_scope
-from servicectl.actions.production import fetch, read_truth
+from servicectl.actions.production import fenced, fetch, read_truth
 from servicectl.actions.snapshot import Snapshot, take
-from servicectl.actions.verification import allowed_names, check_scikit_learn, manifest_behind
+from servicectl.actions.verification import allowed_names, check_confinement, check_scikit_learn, manifest_behind
 from servicectl.config import ModelConfig, seconds
 from servicectl.errors import Busy, ExitStatus
 from servicectl.files import fsync_folder, sha256_of, write_atomically
@@ -155,9 +155,11 @@ def run(world: World, context: JobContext) -> Result:
             serving.libraries,
             allowed,
             any_library=serving.mismatch == "warn",
+            telling=None if verdict.champion is None else verdict.telling,
         ),
         Servability,
     )
+    check_confinement(servable.confinement, required=world.config.trust.require_confinement)
     candidate = context.step(
         "package", lambda: _package(world, context, plan, snapshot, trained, verdict, servable), Candidate
     )
@@ -186,6 +188,7 @@ def training_spec(world: World, model_id: str, window: str | None) -> TrainingSp
         params=model.params,
         metric=model.metric,
         heldout_fraction=training.heldout_fraction,
+        heldout_rows=training.heldout_rows,
         embargo_s=seconds(training.embargo, "training.embargo"),
         seed=training.seed,
         threads=training.threads,
@@ -219,6 +222,7 @@ def _plan(world: World, model_id: str, window: str | None) -> Plan:
             slices={name: text for name, text in gate.slices.items() if slice_feature(text) in spec.features},
             slice_margin=gate.slice_margin,
             max_predict_ms=gate.max_predict_ms,
+            max_mb=world.config.serving.max_mb,
             floors=model.floors,
         ),
         query=snapshot_query(spec, rows_source(model)),
@@ -239,7 +243,7 @@ def rows_source(model: ModelConfig) -> Source:
 
 
 def _champion(world: World, model_id: str) -> Champion:
-    truth = read_truth(world, model_id)
+    truth = fenced(world, model_id, read_truth(world, model_id))
     if truth.pointer is None:
         return Champion(0)
     seen_until: datetime | None = None
@@ -274,7 +278,7 @@ def _champion_file(world: World, model_id: str, plan: Plan, folder: Path) -> Cha
     """The champion's verified bytes. An incumbent without a digest on record is never unpickled: floors decide."""
     if plan.champion.version is None:
         return ChampionFile(None)
-    truth = read_truth(world, model_id)
+    truth = fenced(world, model_id, read_truth(world, model_id))
     artifact = fetch(world, model_id, truth, folder)
     if artifact is None:
         return ChampionFile(None)
@@ -358,6 +362,10 @@ def _told(plan: Plan, snapshot: Snapshot, trained: Trained, verdict: Verdict) ->
                 "until": trained.trained_until,
                 "seconds": trained.seconds,
                 "estimator": trained.estimator,
+                "mode": trained.training,
+                "estimate_mb": trained.estimate_mb,
+                "passes": trained.passes,
+                "window_share": trained.window_share,
             }
         ),
         "model_sha256": trained.model.sha256,

@@ -28,7 +28,7 @@ def take(world: World, spec: TrainingSpec, query: str, folder: Path) -> Snapshot
     Raises BadAnswer when the file does not hold what the handler counted, BadData when it cannot be trained on.
     """
     target = folder / "snapshot.parquet"
-    count = copied(world, query, target)
+    count = copied(world, query, target, columns=len(spec.features) + 3)  # and entity, time, label
     fsync_file(target)
     product = ProductFile(str(target), sha256_of(target), target.stat().st_size)
     facts = floor.describe(target, spec, query)

@@ -190,15 +190,15 @@ class JobTable:
         """
         now = stored(self._clock.now())
         with self._store.transaction() as connection:
-            found = job_rows(connection, BY_ID, [job_id])
-            if not found or found[0].ended:
+            mine_or_dead = f"{BY_ID} OR state = 'RUNNING' AND scope = (SELECT scope FROM jobs WHERE {BY_ID})"
+            found = {row.job_id: row for row in job_rows(connection, mine_or_dead, [job_id, job_id])}
+            job = found.pop(job_id, None)
+            if job is None or job.ended:
                 return None
-            job = found[0]
             waiting = job.state is State.PENDING
             if waiting and only_if_due and not job.is_due(now):
                 return None
-            others = "scope = ? AND state = 'RUNNING' AND job_id <> ?"
-            for dead in job_rows(connection, others, [job.scope, job_id]):
+            for dead in found.values():
                 if not self._is_over(connection, dead, now):
                     self._move(connection, dead, "release", {"not_before": now}, detail=OWNER_DIED)
             if not waiting and self._is_over(connection, job, now):
@@ -212,7 +212,7 @@ class JobTable:
                 "cure": None,
             }
             claimed = self._move(connection, job, edge, fields, detail=described(owner))
-            return claimed, step_rows(connection, job_id)
+            return claimed, step_rows(connection, job_id) if job.epoch else []
 
     def _is_over(self, connection: Any, job: Job, now: datetime) -> bool:
         """Given that the job's owner died, end its step, and the job itself if nobody is to take it up again."""

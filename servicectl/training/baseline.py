@@ -31,6 +31,8 @@ SCHEMA = 1
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _LISTED_VALUES = 50
 SAMPLE_ROWS = 20_000
+_FEWEST_SAMPLE_ROWS = 1000
+_SAMPLE_BYTES = 64 << 20
 
 
 def baseline(rows: Rows, spec: TrainingSpec, label_codes: dict[str, int] | None) -> dict[str, Any]:
@@ -136,11 +138,15 @@ def class_facts(rows_of: Mapping[Any, int], codes: dict[str, int] | None) -> dic
     }
 
 
-def sample_positions(rows: int, seed: int) -> NDArray[np.int64]:
-    """Which training rows are kept raw: a seeded sample without replacement, in order; all, where they are few."""
-    if rows <= SAMPLE_ROWS:
+def sample_positions(rows: int, seed: int, columns: int = 1) -> NDArray[np.int64]:
+    """Which training rows are kept raw: a seeded sample without replacement, in order; all, where they are few.
+
+    Of wide tables fewer: 64 MiB of 8-byte values.
+    """
+    most = max(_FEWEST_SAMPLE_ROWS, min(SAMPLE_ROWS, _SAMPLE_BYTES // (8 * columns)))
+    if rows <= most:
         return np.arange(rows)
-    return np.sort(np.random.default_rng([seed, 20_000]).choice(rows, SAMPLE_ROWS, replace=False, shuffle=False))
+    return np.sort(np.random.default_rng([seed, 20_000]).choice(rows, most, replace=False, shuffle=False))
 
 
 def _finite(value: float) -> float | None:

@@ -1,15 +1,17 @@
 """The blocks of a snapshot that is too large for memory: surveyed once, then given out in any number of passes.
 
-    outline (times, labels, text) -> first pass (moments, categories) -> second pass (quantiles) -> blocks, pass by pass
+    outline (times, labels, categories) -> first pass (moments) -> second pass (quantiles) -> blocks, pass by pass
 
 Within a pass, row groups come in a seeded random order; those read together are shuffled together and given out in
-blocks of about 16,000 rows, which stay in the processor's cache. What learns from them is `stream`'s, `boosting`'s and
+blocks of about 16,000 rows (fewer of wide ones), which stay in the processor's cache. What learns from them is `stream`'s, `boosting`'s and
 `trainers'` affair. Rejected: shuffling the whole snapshot on disk first, which costs a second copy of it and more time
 than it saves.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,10 +35,14 @@ from servicectl.training.spec import CurvePoint, TrainingSpec, canonical
 from servicectl.training.survey import Survey, label_values, require_values
 
 BLOCK_ROWS = 16_384
-_SCHEMA = 2  # of what checkpoints hold
+_SCHEMA = 3  # of what checkpoints hold
 _POOL_BYTES = 40 << 20
+_BLOCK_BYTES = 8 << 20
+_FEWEST_BLOCK_ROWS = 256
+_LARGEST_PIECE = 3  # pools
 _AHEAD_TABLES = 1  # and one in hand, one being read
 _SURVEY_ROWS = 16_000_000  # between checkpoints of the survey, which are large
+_ROWS_WORTH_SAVING = 1_000_000  # a later pass over fewer is made again sooner than a survey of many columns is saved
 _FEWEST_ROWS_LEARNT = 2_000_000
 
 
@@ -91,24 +97,28 @@ def surveyed(file: SnapshotFile, kept: Checkpoints, share: float = 1.0) -> Plan:
         state = kept.saved("survey", _Surveying(outline, Survey.empty(outline)))
     every = _pieces_of(_SURVEY_ROWS, state.outline.training)
     patience = Patience(file.spec.serving_first)
-    while state.passed < 2:
+    save_passes = state.outline.rows_trained >= _ROWS_WORTH_SAVING
+    while state.passed < (state.survey.passes if state.passed else 1):
+        if state.pieces == 0:
+            state.survey.prepare(state.passed)
         columns = state.survey.columns(file.spec, state.passed)
-        remaining = state.outline.training[state.pieces :] if columns else ()
+        remaining = state.outline.training[state.pieces :]
         with Ahead(_tables(file, remaining, columns), _AHEAD_TABLES) as tables:
             for table in tables:
                 patience.wait()
                 if state.passed == 0:
                     state.survey.first(table, file, state.outline)
                 else:
-                    state.survey.second(table, file.spec)
+                    state.survey.later(table, file.spec, state.passed)
                 state.pieces += 1
                 give_back()
                 if state.pieces % every == 0:
                     state = kept.saved("survey", state)
-        if state.passed == 0:
-            state.survey.prepare()
+        if state.passed > 0:
+            state.survey.finish(state.passed)
         state.passed, state.pieces = state.passed + 1, 0
-        state = kept.saved("survey", state)
+        if state.passed == 1 or save_passes:
+            state = kept.saved("survey", state)
     saved: Plan = kept.saved("plan", _planned(state, file.spec))
     return saved
 
@@ -125,14 +135,28 @@ def _planned(state: _Surveying, spec: TrainingSpec) -> Plan:
     classes = survey.classes(spec)
     document = survey.baseline(spec, state.outline, None if classes is None else classes.names)
     values = () if classes is None else classes.values
+    steps = preprocessing(survey, spec, state.outline)
+    training = tuple(_cut(state.outline.training, _LARGEST_PIECE * _pool_rows(steps.width)))
     return Plan(
-        state.outline,
-        preprocessing(survey, spec, state.outline),
+        dataclasses.replace(state.outline, training=training),
+        steps,
         classes,
         tuple(survey.labels[value] / survey.labels.total() for value in values),
         msgspec.json.encode(document),
         parquet_bytes(pa.concat_tables(survey.sample)),
     )
+
+
+def _cut(pieces: Sequence[Piece], most: int) -> Iterator[Piece]:
+    """No piece much larger than what is read together: a few columns with many categories are wide once encoded.
+
+    Each part of a row group reads that group again, which is little beside what its width costs.
+    """
+    for piece in pieces:
+        parts = math.ceil(len(piece) / most)
+        cuts = [piece.start + len(piece) * part // parts for part in range(parts + 1)]
+        for start, stop in itertools.pairwise(cuts):
+            yield dataclasses.replace(piece, start=start, stop=stop)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -169,7 +193,7 @@ def _blocks_of_pool(
         y = features_and_labels(file, plan, piece, x)
         order = chance.permutation(len(piece))
         shuffled.append((x.take(order, axis=0), y[order]))
-    count = math.ceil(sum(map(len, pool)) / BLOCK_ROWS)
+    count = math.ceil(sum(map(len, pool)) / block_rows(plan.steps.width))
     cuts = [np.arange(count + 1) * len(piece) // count for piece in pool]
     for number in range(count):
         shares = [slice(cut[number], cut[number + 1]) for cut in cuts]
@@ -196,7 +220,7 @@ def pools_in_pass(plan: Plan, spec: TrainingSpec, number: int) -> int:
 def _pools(plan: Plan, spec: TrainingSpec, number: int) -> Iterator[list[Piece]]:
     """Row groups read together: in random order, so that a pool mixes times that lie apart."""
     pieces = plan.outline.training
-    most = _pool_rows(plan)
+    most = _pool_rows(plan.steps.width)
     pool: list[Piece] = []
     for index in np.random.default_rng([spec.seed, number]).permutation(len(pieces)):
         if pool and sum(map(len, pool)) + len(pieces[index]) > most:
@@ -206,13 +230,18 @@ def _pools(plan: Plan, spec: TrainingSpec, number: int) -> Iterator[list[Piece]]
     yield pool
 
 
-def _pool_rows(plan: Plan) -> int:
-    return max(BLOCK_ROWS, _POOL_BYTES // (4 * plan.steps.width))
+def block_rows(width: int) -> int:
+    """How many rows one block has: those of few columns fit the processor's cache, those of many fit memory."""
+    return min(BLOCK_ROWS, max(_FEWEST_BLOCK_ROWS, _BLOCK_BYTES // (4 * width)))
+
+
+def _pool_rows(width: int) -> int:
+    return max(block_rows(width), _POOL_BYTES // (4 * width))
 
 
 def pools_of(rows: int, plan: Plan) -> int:
     largest = max(map(len, plan.outline.training))
-    return max(1, rows // max(_pool_rows(plan), largest))
+    return max(1, rows // max(_pool_rows(plan.steps.width), largest))
 
 
 def _pieces_of(rows: int, pieces: Sequence[Piece]) -> int:

@@ -1,17 +1,20 @@
 """Heavy work in a child process: the job's own process stays light, and what the child breaks dies with it.
 
 The child is spawned, never forked under the threads of gRPC or DuckDB. Its request is JSON on stdin, its answer JSON
-on stdout. It dies with its parent (PR_SET_PDEATHSIG) and knows no secret of the parent's environment.
+on stdout; what it tells while it works are marked lines on stderr, which the parent logs at once. It dies with its parent (PR_SET_PDEATHSIG) and knows no secret of the parent's environment.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -26,7 +29,10 @@ _INHERITED = {
     "HOME", "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "PYTHONWARNINGS",
     "SERVICECTL_CRASH_AT", "SERVICECTL_CRASH_TRACE", "TMPDIR", "TZ", "VIRTUAL_ENV",
 }  # fmt: skip
+in_child = False
 _CRASHES = {signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS}
+_MARK = b"\x1e"  # ASCII's record separator: no library prints it
+_LINES_KEPT = 100
 WORKER = ("-P", "-m", "servicectl.training.worker")
 
 
@@ -57,7 +63,8 @@ def environment(threads: int, inherited: Mapping[str, str] = os.environ) -> dict
     """The environment of a child: no secrets, pinned threads, and hashes alike on every run."""
     kept = {name: value for name, value in inherited.items() if name in _INHERITED or name.startswith("LC_")}
     pinned = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return kept | pinned | {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
+    # Arrow's own allocator reserves 1 GiB at its first use, which a memory limit counts.
+    return kept | pinned | {"ARROW_DEFAULT_MEMORY_POOL": "system", "PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
 
 def run(
@@ -82,8 +89,13 @@ def run(
         stderr=subprocess.PIPE,
         env=environment(limits.threads),
     )
+    complaints: deque[bytes] = deque(maxlen=_LINES_KEPT)
+    assert child.stderr is not None
+    listening = threading.Thread(target=_listen, args=(child.stderr, complaints), name="child's stderr", daemon=True)
+    listening.start()
+    stderr, child.stderr = child.stderr, None  # not for `communicate` to read
     try:
-        output, complaints = child.communicate(msgspec.json.encode(request), timeout=limits.timeout_s)
+        output, _ = child.communicate(msgspec.json.encode(request), timeout=limits.timeout_s)
     except subprocess.TimeoutExpired:
         raise ServicectlError(
             f"{what} took longer than {limits.timeout_s:g} s and was stopped", cure="look at the model's size and kind"
@@ -92,16 +104,36 @@ def run(
         if child.poll() is None:
             child.kill()
         child.wait()
-        for pipe in (child.stdin, child.stdout, child.stderr):
+        listening.join()
+        for pipe in (child.stdin, child.stdout, stderr):
             if pipe is not None:
                 pipe.close()
     try:
         answer = msgspec.json.decode(output, type=Answer)
     except msgspec.MsgspecError:
-        raise _died(what, child.returncode, limits, complaints) from None
+        raise _died(what, child.returncode, limits, b"".join(complaints)) from None
     if answer.failure is not None:
         raise _raised(answer.failure)
     return msgspec.json.decode(answer.result, type=result_type)
+
+
+def _listen(stderr: IO[bytes], complaints: deque[bytes]) -> None:
+    for line in stderr:
+        before, marked, told = line.partition(_MARK)
+        if marked:
+            log.working(told.decode(errors="replace").strip())
+        if before.strip():
+            complaints.append(before)
+
+
+def tell(text: str) -> None:
+    """The child's side: one line for the log, at once. Outside of a child it is logged here."""
+    if not in_child:
+        log.working(text)
+        return
+    # A parent that no longer listens has its reasons.
+    with contextlib.suppress(OSError):
+        os.write(2, _MARK + " ".join(text.splitlines()).encode() + b"\n")
 
 
 def encoded(result: object) -> bytes:

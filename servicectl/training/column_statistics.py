@@ -3,7 +3,8 @@
 Moments are merged by group (Chan, Golub and LeVeque 1983). For quantiles, the bits of a float are read as an integer
 of the same order; its first 16 bits are counted in the first pass, and in the second pass the next 14 of those values
 that a wanted rank falls on. So a float64 quantile is right to 2^-18 of itself, whole numbers below 262,144 exactly,
-whatever the distribution. Rejected: bins of equal width, which one far outlier makes useless; P2 and t-digest, whose
+whatever the distribution. Of the first count only the bins that occur are kept (some hundred of 65,536), and what the
+second one took goes as soon as its quantiles are known, so that thousands of columns fit. Rejected: bins of equal width, which one far outlier makes useless; P2 and t-digest, whose
 error depends on the order of rows.
 """
 
@@ -30,7 +31,9 @@ class NumericColumn:
     squares: float = 0.0  # the sum of squared distances from the mean
     low: float = np.inf
     high: float = -np.inf
-    coarse: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1 << 16, dtype=np.int64))
+    coarse: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # bins that occur, ordered
+    counts: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # and how often
+    quantiles: dict[float, float] = field(default_factory=dict)
     # Of the second pass: which coarse bins are refined, and below each edge how many values there are.
     bins: NDArray[np.int64] | None = None
     fine: NDArray[np.int64] | None = None
@@ -53,14 +56,20 @@ class NumericColumn:
         self.count = total
         self.low = min(self.low, float(present.min()))
         self.high = max(self.high, float(present.max()))
-        self.coarse += np.bincount((_ordered(present) >> np.uint64(48)).view(np.int64), minlength=1 << 16)
+        found = np.bincount((_ordered(present) >> np.uint64(48)).view(np.int64))
+        bins = np.flatnonzero(found)
+        everything = np.union1d(self.coarse, bins)
+        counts = np.zeros(len(everything), dtype=np.int64)
+        counts[np.searchsorted(everything, self.coarse)] = self.counts
+        counts[np.searchsorted(everything, bins)] += found[bins]
+        self.coarse, self.counts = everything, counts
 
     def prepare(self, quantiles: tuple[float, ...]) -> None:
         """Between the passes: choose what is refined."""
         if self.count == 0:
             return
         ranks = {rank for quantile in quantiles for rank in _ranks(self.count, quantile)}
-        self.bins = np.unique(np.searchsorted(np.cumsum(self.coarse), sorted(ranks), side="right"))
+        self.bins = self.coarse[np.unique(np.searchsorted(np.cumsum(self.counts), sorted(ranks), side="right"))]
         self.fine = np.zeros(len(self.bins) << _FINE, dtype=np.int64)
         self.edges = histogram_edges(self.low, self.high)
         if self.edges is not None:
@@ -80,8 +89,18 @@ class NumericColumn:
         within = (keys[chosen] >> np.uint64(48 - _FINE)).view(np.int64) & ((1 << _FINE) - 1)
         self.fine += np.bincount((slot[chosen].astype(np.int64) << _FINE) | within, minlength=len(self.fine))
 
+    def finish(self, quantiles: tuple[float, ...]) -> None:
+        """After the second pass: keep the quantiles that were prepared for, let go of what they came from."""
+        if self.count:
+            self.quantiles = {quantile: self._quantile(quantile) for quantile in quantiles}
+        self.bins = self.fine = None
+
     def quantile(self, quantile: float) -> float:
-        """With linear interpolation, as numpy's; of a column with values, after both passes."""
+        """One of those given to `finish`, of a column with values."""
+        return self.quantiles[quantile]
+
+    def _quantile(self, quantile: float) -> float:
+        """With linear interpolation, as numpy's."""
         lower, upper = _ranks(self.count, quantile)
         low = self._at(lower)
         share = quantile * (self.count - 1) - lower
@@ -108,9 +127,10 @@ class NumericColumn:
             return self.low
         if rank == self.count - 1:
             return self.high
-        coarse = int(np.searchsorted(np.cumsum(self.coarse), rank, side="right"))
+        place = int(np.searchsorted(np.cumsum(self.counts), rank, side="right"))
+        coarse = int(self.coarse[place])
         slot = int(np.searchsorted(self.bins, coarse))
-        before = int(self.coarse[:coarse].sum())
+        before = int(self.counts[:place].sum())
         part = self.fine[slot << _FINE : (slot + 1) << _FINE]
         fine = int(np.searchsorted(np.cumsum(part), rank - before, side="right"))
         value = _float((coarse << 48) | (fine << (48 - _FINE)))

@@ -80,12 +80,12 @@ class Split:
 
 
 def split(rows: Rows, spec: TrainingSpec) -> Split:
-    """Hold out the newest `heldout_fraction` of rows by time. Rows of one instant are never separated.
+    """Hold out the newest `heldout_fraction` of rows by time, `heldout_rows` at most. Rows of one instant are never
+    separated.
 
     Raises BadData if one of the two parts would be empty.
     """
-    first = min(int(len(rows) * (1 - spec.heldout_fraction)), len(rows) - 1)
-    start = rows.times[first]
+    start = rows.times[first_heldout(len(rows), spec)]
     until = start - np.timedelta64(round(spec.embargo_s * 1_000_000), "us")
     trained = int(np.searchsorted(rows.times, until, side="left"))
     held = int(np.searchsorted(rows.times, start, side="left"))
@@ -96,6 +96,11 @@ def split(rows: Rows, spec: TrainingSpec) -> Split:
             cure="use more rows, a shorter training.embargo or a smaller training.heldout_fraction",
         )
     return Split(rows.part(slice(0, trained)), rows.part(slice(held, None)))
+
+
+def first_heldout(rows: int, spec: TrainingSpec) -> int:
+    """The position of the first held-out row among all rows in time order."""
+    return min(max(int(rows * (1 - spec.heldout_fraction)), rows - spec.heldout_rows), rows - 1)
 
 
 def absent(column: NDArray[Any]) -> NDArray[np.bool_]:
@@ -157,7 +162,7 @@ def sample_of(path: Path, rows: Rows, spec: TrainingSpec) -> bytes:
     columns = ", ".join(map(identifier, (spec.entity_column, spec.time_column, spec.label, *spec.features)))
     time = f"CAST({identifier(spec.time_column)} AS TIMESTAMP)"
     with _connection(spec) as connection, tempfile.TemporaryDirectory() as folder:
-        connection.register("picked", {"place": sample_positions(len(rows), spec.seed)})
+        connection.register("picked", {"place": sample_positions(len(rows), spec.seed, len(spec.features))})
         target = Path(folder) / "sample.parquet"
         connection.execute(
             f"COPY (SELECT {columns} FROM (SELECT {columns}, row_number() OVER () - 1 AS place FROM"
@@ -203,6 +208,7 @@ def describe(request: DescribeRequest) -> SnapshotFacts:
         first=aware(first),
         last=aware(last),
         columns=tuple(types),
+        types=types,
         class_shares=shares,
         query=request.query,
     )

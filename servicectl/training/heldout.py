@@ -19,6 +19,7 @@ from servicectl.training.spec import TrainingSpec
 from servicectl.training.survey import feature_values, label_values
 
 _BLOCK_ROWS = 65_536
+_BLOCK_BYTES = 64 << 20  # of the encoded matrix, which the model makes of each frame
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class _Blocks(Frames):
 
     def __iter__(self) -> Iterator[pd.DataFrame]:
         start = 0
+        rows = min(_BLOCK_ROWS, max(1, _BLOCK_BYTES // (8 * self.outline.width)))
         for piece in self.pieces:
             keep = self.keep[start : start + len(piece)]
             start += len(piece)
@@ -40,8 +42,8 @@ class _Blocks(Frames):
             table = self.file.table(piece, self.file.spec.features)
             if not keep.all():
                 table = table.filter(pa.array(keep))
-            for first in range(0, len(table), _BLOCK_ROWS):
-                yield self._frame(table.slice(first, _BLOCK_ROWS))
+            for first in range(0, len(table), rows):
+                yield self._frame(table.slice(first, rows))
 
     def _frame(self, table: pa.Table) -> pd.DataFrame:
         empty = np.empty(0)

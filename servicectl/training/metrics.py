@@ -65,12 +65,13 @@ def _classified(model: Any, frame: Any, raw: NDArray[Any], rows: Rows) -> Output
     if classes is None and rows.labels.dtype == object:
         raise Unusable("it predicts numbers, the labels are text, and it does not say which number means which label")
     try:
-        decoded = raw.astype(np.float64) if classes is None else _labels([classes[int(code)] for code in raw], rows)
+        decoded = raw.astype(np.float64) if classes is None else _labels(classes, rows)[_places(raw, len(classes))]
     except (IndexError, ValueError):
         raise Unusable("its predictions do not mean labels of this kind") from None
-    vocabulary = np.unique(np.concatenate([rows.labels, decoded]))
-    truth = np.searchsorted(vocabulary, rows.labels)
-    predicted = np.searchsorted(vocabulary, decoded)
+    # By distinct labels, never row by row: the rows may be a million.
+    vocabulary = np.unique(np.concatenate([np.unique(rows.labels), np.unique(decoded)]))
+    truth = np.searchsorted(vocabulary, rows.labels).astype(np.int32)
+    predicted = np.searchsorted(vocabulary, decoded).astype(np.int32)
     known = getattr(model, "classes_", None)
     if known is None:
         return Outputs(model, frame, truth, predicted, rows.labels)
@@ -78,7 +79,7 @@ def _classified(model: Any, frame: Any, raw: NDArray[Any], rows: Rows) -> Output
         np.asarray(known, dtype=np.float64) if classes is None else _labels([classes[int(c)] for c in known], rows)
     )
     column = {label: number for number, label in enumerate(known_labels.tolist())}
-    position = np.array([column.get(label, -1) for label in rows.labels.tolist()])
+    position = np.array([column.get(label, -1) for label in vocabulary.tolist()], dtype=np.int32)[truth]
     own_truth = np.where(position >= 0, np.asarray(known)[position], -1)
     probabilities = _asked(model, "predict_proba", frame)
     truth_probability = positive_score = None
@@ -90,6 +91,14 @@ def _classified(model: Any, frame: Any, raw: NDArray[Any], rows: Rows) -> Output
         positive_score = decision
     binary = len(vocabulary) == 2 and len(column) == 2 and all(label in column for label in vocabulary.tolist())
     return Outputs(model, frame, truth, predicted, own_truth, truth_probability, positive_score if binary else None)
+
+
+def _places(raw: NDArray[Any], count: int) -> NDArray[np.int64]:
+    """Predicted codes as places in a list of labels. Raises IndexError for one that is no place."""
+    places = raw.astype(np.int64)
+    if (places < 0).any() or (places >= count).any():
+        raise IndexError("a code without a label")
+    return places
 
 
 def _labels(values: list[Any], rows: Rows) -> NDArray[Any]:

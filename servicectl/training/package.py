@@ -37,6 +37,7 @@ def manifest(
     """The manifest as JSON-able data.
 
     `feature_types` are the words told to the gateway (float, int, string); unset: float, string for categorical ones.
+    `training.spec` holds every field of the spec, so that it can be read back as one and give the same bytes again.
     Paths stay out: digests say which files are meant, wherever they are.
     """
     told = feature_types or {}
@@ -69,9 +70,11 @@ def manifest(
             "window_s": spec.window_s,
             "max_rows": spec.max_rows,
             "sample": spec.sample,
+            "schema": dict(snapshot.types),
         },
         "split": {
             "heldout_fraction": spec.heldout_fraction,
+            "heldout_rows": spec.heldout_rows,
             "embargo_s": spec.embargo_s,
             "rows_trained": trained.rows_trained,
             "trained_from": _time(trained.trained_from),
@@ -79,6 +82,14 @@ def manifest(
             "heldout_from": _time(trained.heldout_from),
         },
         "verdict": msgspec.to_builtins(verdict),
+        "training": {
+            "mode": trained.training,
+            "passes": trained.passes,
+            "metric": spec.main_metric,
+            "window_share": trained.window_share,
+            "estimate_mb": trained.estimate_mb,
+            "spec": msgspec.to_builtins(spec),
+        },
         "estimator": trained.estimator,
         "params": dict(spec.params),
         "seed": spec.seed,

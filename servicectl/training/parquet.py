@@ -6,7 +6,7 @@ Rows without a time or a label are left out as `frame.read` leaves them out, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from servicectl.errors import BadData
-from servicectl.training.frame import MOST_CATEGORIES, as_served, moment, too_many_categories
+from servicectl.training.frame import MOST_CATEGORIES, as_served, first_heldout, moment, too_many_categories
 from servicectl.training.spec import TrainingSpec
 
 Kind = Literal["numeric", "coded", "text"]
@@ -40,7 +40,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a snapshot holds, without its values. `kinds` says for each feature how it is learnt."""
+    """What a snapshot holds, without its values. `kinds` says for each feature how it is learnt, `width` how many
+    columns they are once encoded."""
 
     kinds: dict[str, Kind]
     training: tuple[Piece, ...]
@@ -48,6 +49,7 @@ class Outline:
     trained_from: np.datetime64
     trained_until: np.datetime64
     heldout_from: np.datetime64
+    width: int
 
     @property
     def rows_trained(self) -> int:
@@ -105,10 +107,10 @@ class SnapshotFile:
         return kept if self.is_text(self.spec.label) else kept & ~np.isnan(numbers(labels))
 
     def outline(self) -> Outline:
-        """One pass over times, labels and text. Raises BadData for rows out of order or too few to split."""
+        """One pass over times, labels and categories. Raises BadData for rows out of order or too few to split."""
         spec = self.spec
-        text = {name: set[str]() for name in spec.categorical if self.is_text(name)}
-        columns = list(dict.fromkeys((spec.time_column, spec.label, *text)))
+        categories = {name: set[Any]() for name in spec.categorical}
+        columns = list(dict.fromkeys((spec.time_column, spec.label, *categories)))
         pieces: list[Piece] = []
         spans: list[tuple[np.datetime64, np.datetime64]] = []
         for group, rows in enumerate(self.group_rows):
@@ -125,8 +127,9 @@ class SnapshotFile:
                 )
             spans.append((found[0], found[-1]))
             pieces.append(Piece(group, 0, len(found), whole=len(found) == rows))
-            for name, values in text.items():
-                values.update(value for value in pc.unique(table.column(name)).to_pylist() if value is not None)
+            for name, values in categories.items():
+                found_values = pc.unique(table.column(name)).to_pylist()
+                values.update(value for value in found_values if value is not None and value == value)
                 if len(values) > MOST_CATEGORIES:
                     raise too_many_categories(spec, name)
         if not pieces:
@@ -134,9 +137,10 @@ class SnapshotFile:
                 f"{spec.model_id}: the snapshot has no rows with the label {spec.label!r}",
                 cure=f"check models.{spec.model_id}.label, its source, and that rows have an event time",
             )
-        return self._cut(pieces, spans, self._kinds(text))
+        text = {name: values for name, values in categories.items() if self.is_text(name)}
+        return self._cut(pieces, spans, self._kinds(text), width_of(spec, map(len, categories.values())))
 
-    def _kinds(self, text: dict[str, set[str]]) -> dict[str, Kind]:
+    def _kinds(self, text: dict[str, set[Any]]) -> dict[str, Kind]:
         spec = self.spec
         kinds: dict[str, Kind] = {}
         for name in spec.features:
@@ -150,13 +154,12 @@ class SnapshotFile:
         return kinds
 
     def _cut(
-        self, pieces: list[Piece], spans: list[tuple[np.datetime64, np.datetime64]], kinds: dict[str, Kind]
+        self, pieces: list[Piece], spans: list[tuple[np.datetime64, np.datetime64]], kinds: dict[str, Kind], width: int
     ) -> Outline:
         """The split of `frame.split`, found without holding all times."""
         spec = self.spec
         total = sum(map(len, pieces))
-        first = min(int(total * (1 - spec.heldout_fraction)), total - 1)
-        start = self._time_at(pieces, first)
+        start = self._time_at(pieces, first_heldout(total, spec))
         until = start - np.timedelta64(round(spec.embargo_s * 1_000_000), "us")
         training, heldout = [], []
         trained_until = until
@@ -181,7 +184,7 @@ class SnapshotFile:
                 f" (it begins {moment(start).isoformat()}, the embargo is {timedelta(seconds=spec.embargo_s)})",
                 cure="use more rows, a shorter training.embargo or a smaller training.heldout_fraction",
             )
-        return Outline(kinds, tuple(training), tuple(heldout), spans[0][0], trained_until, start)
+        return Outline(kinds, tuple(training), tuple(heldout), spans[0][0], trained_until, start, width)
 
     def newest(self, outline: Outline, share: float) -> Outline:
         """The same with the newest share of its training rows only; rows of one instant stay together."""
@@ -204,6 +207,11 @@ class SnapshotFile:
                 return found
             position -= len(piece)
         raise AssertionError("a position beyond the last row")
+
+
+def width_of(spec: TrainingSpec, categories: Iterable[int]) -> int:
+    """Columns of the encoded matrix, given the number of distinct values of each categorical feature, NULL aside."""
+    return len(spec.features) - len(spec.categorical) + sum(count + 1 for count in categories)
 
 
 def give_back() -> None:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from servicectl import crash
 from servicectl.errors import ConfigError
-from servicectl.training import trainers
+from servicectl.training import child, trainers
 from servicectl.training.ahead import Ahead
 from servicectl.training.blocks import (
-    BLOCK_ROWS,
     Block,
     Learnt,
     Plan,
+    block_rows,
     blocks_of_pass,
     identity,
     passes_over,
@@ -147,9 +147,8 @@ def fitted(file: SnapshotFile, plan: Plan, kept: Checkpoints) -> Fitting:
     if state is None:
         state = kept.saved("fit", Fitting(_weighted(estimator_with_partial_fit(spec), plan)))
     passes = passes_over(plan.outline.rows_trained, spec)
-    every_blocks = max(
-        _LEAST_BETWEEN_SCORES, passes * math.ceil(plan.outline.rows_trained / BLOCK_ROWS) // _CURVE_POINTS
-    )
+    blocks_in_pass = math.ceil(plan.outline.rows_trained / block_rows(plan.steps.width))
+    every_blocks = max(_LEAST_BETWEEN_SCORES, passes * blocks_in_pass // _CURVE_POINTS)
     keep_every = pools_of(_FIT_ROWS, plan)
     patience = Patience(spec.serving_first)
     saves = 0
@@ -182,7 +181,9 @@ def _learn(state: Fitting, block: Block, plan: Plan, *, scored: bool) -> None:
     if scored:
         # On rows that are about to be learnt: in the first pass, rows never seen.
         score = round(float(state.estimator.score(block.x, block.y)), 6)
-        state.curve.append(CurvePoint(state.passed + 1, state.rows, score if math.isfinite(score) else None))
+        point = CurvePoint(state.passed + 1, state.rows, score if math.isfinite(score) else None)
+        state.curve.append(point)
+        child.tell(f"pass {point.passed}, {point.rows:,} rows learnt: score {score:.4f} on rows about to be learnt")
     if plan.classes is None:
         state.estimator.partial_fit(block.x, block.y)
     else:

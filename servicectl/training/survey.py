@@ -1,11 +1,13 @@
 """What must be known of the training rows before fitting in blocks: their statistics, in two streamed passes.
 
 The first pass takes moments, categories, labels and a seeded sample of raw rows; the second refines quantiles and
-histograms. Both passes are folds: a state that can be pickled, advanced by one piece of the snapshot.
+histograms, some columns at a time where there are many: each column is read once more, and only those being refined
+take memory. Every pass is a fold: a state that can be pickled, advanced by one piece of the snapshot.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +31,8 @@ from servicectl.training.labels import CodedClasses, coded_classes
 from servicectl.training.parquet import Outline, SnapshotFile, coded, numbers, texts
 from servicectl.training.spec import TrainingSpec
 
+_REFINED_AT_ONCE = 32  # some 2 MB each
+
 
 @dataclass
 class Survey:
@@ -50,11 +54,25 @@ class Survey:
             NumericColumn(),
         )
 
+    @property
+    def passes(self) -> int:
+        return 1 + math.ceil(len(self._refined()) / _REFINED_AT_ONCE)
+
     def columns(self, spec: TrainingSpec, passed: int) -> list[str]:
-        """What the first (`passed` 0) or the second pass reads; none: it has nothing to do."""
+        """What the first (`passed` 0) or a later pass reads."""
         if passed == 0:
             return [spec.entity_column, spec.time_column, spec.label, *spec.features]
-        return [*self.numeric, *([spec.label] if spec.task == "regression" else [])]
+        return [spec.label if name is None else name for name in self._part(passed)]
+
+    def _refined(self) -> list[str | None]:
+        """The numeric features, and None for a numeric label."""
+        return [*self.numeric, *([None] if self.target.count else [])]
+
+    def _part(self, passed: int) -> list[str | None]:
+        return self._refined()[(passed - 1) * _REFINED_AT_ONCE : passed * _REFINED_AT_ONCE]
+
+    def _column(self, name: str | None) -> NumericColumn:
+        return self.target if name is None else self.numeric[name]
 
     def first(self, table: pa.Table, file: SnapshotFile, outline: Outline) -> None:
         """Moments, categories, labels and the sample. Raises BadData for a category that is an identifier."""
@@ -71,20 +89,27 @@ class Survey:
         else:
             values, counts = np.unique(labels, return_counts=True)
             self.labels.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
-        picked = sample_positions(outline.rows_trained, spec.seed)
+        picked = sample_positions(outline.rows_trained, spec.seed, len(spec.features))
         inside = picked[(picked >= self.seen) & (picked < self.seen + len(table))] - self.seen
         self.sample.append(table.take(pa.array(inside)))
         self.seen += len(table)
 
-    def prepare(self) -> None:
-        for column in (*self.numeric.values(), self.target):
-            column.prepare(QUANTILES)
+    def prepare(self, passed: int) -> None:
+        """Before a pass; the first one needs nothing."""
+        if passed == 0:
+            return
+        for name in self._part(passed):
+            self._column(name).prepare(QUANTILES)
 
-    def second(self, table: pa.Table, spec: TrainingSpec) -> None:
-        for name, column in self.numeric.items():
-            column.second(numbers(table.column(name)))
-        if spec.task == "regression":
-            self.target.second(numbers(table.column(spec.label)))
+    def later(self, table: pa.Table, spec: TrainingSpec, passed: int) -> None:
+        """Quantiles and histograms of the columns whose turn it is."""
+        for name in self._part(passed):
+            self._column(name).second(numbers(table.column(spec.label if name is None else name)))
+
+    def finish(self, passed: int) -> None:
+        """After a later pass."""
+        for name in self._part(passed):
+            self._column(name).finish(QUANTILES)
 
     def classes(self, spec: TrainingSpec) -> CodedClasses | None:
         """The labels of a classification. Raises BadData for one class only."""
@@ -111,7 +136,9 @@ def label_values(table: pa.Table, file: SnapshotFile) -> NDArray[Any]:
     """Labels as `frame.read` gives them: float64, or text."""
     column = table.column(file.spec.label)
     if file.is_text(file.spec.label):
-        return np.array(column.to_pylist(), dtype=object)
+        encoded = column.combine_chunks().dictionary_encode()  # one object for each distinct label, not for each row
+        labels = np.array(encoded.dictionary.to_pylist(), dtype=object)
+        return np.asarray(labels[encoded.indices.to_numpy(zero_copy_only=False)])
     return numbers(column)
 
 

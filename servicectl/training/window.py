@@ -96,7 +96,7 @@ def choose_window_in_blocks(file: SnapshotFile, kept: Checkpoints) -> Choice:
 
 def _even_sample(file: SnapshotFile, outline: Outline) -> Rows:
     spec = file.spec
-    most = min(_SAMPLE_ROWS, rows_that_fit(spec))
+    most = min(_SAMPLE_ROWS, rows_that_fit(outline.width, spec))
     if most < _LEAST_ROWS:
         raise ConfigError(
             f'models.{spec.model_id}.window = "auto": not even {_LEAST_ROWS} rows fit in memory to choose by',

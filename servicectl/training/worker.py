@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> None:
     task, parent, memory_mb = arguments[0], int(arguments[1]), int(arguments[2])
     confine.die_with(parent)
     confine.leave_signals_to_parent()
+    child.in_child = True
     # Libraries that print must not spoil the answer.
     answer = os.dup(1)
     os.dup2(2, 1)

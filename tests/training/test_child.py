@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from servicectl import log
 from servicectl.errors import BadData, ServicectlError, TryAgain
 from servicectl.training import child, floor
 from servicectl.training.child import Limits
@@ -37,6 +38,7 @@ def test_a_child_knows_no_secret_and_has_its_threads_pinned(monkeypatch: pytest.
     assert isinstance(found, dict)
     assert "secret" not in found.values()
     assert (found["OMP_NUM_THREADS"], found["OPENBLAS_NUM_THREADS"], found["PYTHONHASHSEED"]) == ("3", "3", "0")
+    assert found["ARROW_DEFAULT_MEMORY_POOL"] == "system"
     assert found["PATH"] == os.environ["PATH"]
 
 
@@ -56,6 +58,28 @@ def test_a_child_that_dies_under_a_memory_limit_names_the_limit(number: int) -> 
 def test_a_child_that_says_nothing_is_an_error_with_its_last_words() -> None:
     with pytest.raises(ServicectlError, match="ended with status 1 without an answer; its last words: ValueError: oh"):
         run("raise ValueError('oh')")
+
+
+def test_what_a_child_tells_is_logged_while_it_works_and_is_not_among_its_last_words(tmp_path: Path) -> None:
+    heard: list[str] = []
+    code = (
+        "import os, sys, time\nfrom servicectl.training import child\nchild.in_child = True\n"
+        "print('a complaint', file=sys.stderr, flush=True)\nchild.tell('half way')\n"
+        f"while not os.path.exists({str(tmp_path / 'heard')!r}): time.sleep(0.01)\n"
+    )
+
+    def show(text: str) -> None:
+        heard.append(text)
+        (tmp_path / "heard").touch()
+
+    log.on_progress(show)
+    try:
+        with pytest.raises(ServicectlError, match="its last words: a complaint"):
+            run(code, Limits(timeout_s=30))
+    finally:
+        log.on_progress(None)
+
+    assert heard == ["half way"]
 
 
 def test_a_child_that_takes_too_long_is_stopped() -> None:

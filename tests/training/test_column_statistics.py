@@ -25,6 +25,7 @@ def streamed(column: np.ndarray, parts: int) -> NumericColumn:
     found = pickle.loads(pickle.dumps(found))
     for part in np.array_split(column, parts):
         found.second(part)
+    found.finish(QUANTILES)
     return found
 
 

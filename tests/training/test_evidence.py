@@ -46,6 +46,25 @@ def test_entities_count_as_groups_only_where_they_repeat() -> None:
     assert len(set(groups.tolist())) == 30
 
 
+def test_few_entities_are_groups_of_their_own_and_fewer_than_five_are_none() -> None:
+    groups = entity_groups(np.arange(1000) % 12)
+    assert groups is not None
+    assert len(set(groups.tolist())) == 12
+    assert entity_groups(np.arange(1000) % 4) is None
+
+
+def test_an_advantage_on_one_of_twelve_entities_is_not_shown() -> None:
+    entities = np.arange(3000) % 12
+    advantage = np.where(entities == 3, 1.0, 0.0) + np.random.default_rng(4).normal(size=3000) * 0.1
+    blocks = time_blocks(at(np.arange(3000)))
+    blind = compare(lambda keep: float(advantage[keep].mean()), blocks, None, 0.05)
+    seeing = compare(lambda keep: float(advantage[keep].mean()), blocks, entity_groups(entities), 0.05)
+
+    assert blind is not None
+    assert seeing is not None
+    assert seeing.low < 0 < blind.low
+
+
 def test_equal_models_are_seldom_promoted_although_rows_resemble_their_neighbours() -> None:
     size, rounds, alpha = 3000, 200, 0.05
     chance = np.random.default_rng(11)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def test_a_first_model_is_promoted_when_no_worse_than_a_constant(bank_before: Pa
     assert found.challenger["f1_macro"] == pytest.approx(0.485, abs=0.001)
     assert "no champion" in found.reason
     assert "constant predictor" in found.reason
+    assert found.reason.endswith("; WARNING: no better than a constant")
 
 
 def test_a_configured_floor_decides_over_a_first_model(bank_before: Path, bank_champion: Trained) -> None:
@@ -60,6 +62,69 @@ def test_a_configured_floor_decides_over_a_first_model(bank_before: Path, bank_c
     assert (low.decision, high.decision) == ("REJECT", "PROMOTE")
     assert "f1_macro 0.4849 is worse than the floor 0.6000" in low.reason
     assert "log_loss 0.2247 (lower is better) is not worse than the floor 0.3000" in high.reason
+
+
+def test_a_first_model_that_learnt_something_is_not_called_a_constant(tmp_path: Path, bikes: Path) -> None:
+    trained = train(floor.TrainRequest(spec=bike_spec(), snapshot=str(bikes), folder=str(tmp_path)))
+
+    assert "WARNING" not in verdict(bikes, trained.model, bike_spec()).reason
+
+
+def test_a_better_challenger_below_a_configured_floor_is_rejected(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    def decided(**floors: float) -> Verdict:
+        gate = GateSpec(floors=floors)
+        return verdict(bank_after, bank_challenger.model, champion=bank_champion.model, gate=gate)
+
+    low, enough = decided(f1_macro=0.5, accuracy=0.9), decided(f1_macro=0.5, log_loss=1.0)
+
+    assert (low.decision, enough.decision) == ("REJECT", "PROMOTE")
+    assert re.search(r"but below the floors: accuracy 0\.\d+ is worse than the floor 0\.9000", low.reason)
+    assert low.interval is not None
+    assert "f1_macro 0.5" not in low.reason
+
+
+def test_a_challenger_larger_than_allowed_is_a_verdict_and_is_never_compared(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    small = bank_challenger.model.bytes / 1e6
+    for mode in ("judge", "always"):
+        gate = GateSpec(max_mb=small * 0.9, mode=mode)
+        large = verdict(bank_after, bank_challenger.model, champion=bank_champion.model, gate=gate)
+        assert (large.decision, large.interval) == ("REJECT", None)
+        assert "serving.max_mb is" in large.reason
+        assert large.challenger
+    gate = GateSpec(max_mb=small)
+
+    assert verdict(bank_after, bank_challenger.model, champion=bank_champion.model, gate=gate).decision == "PROMOTE"
+
+
+def test_a_champion_whose_rows_nobody_recorded_is_compared_with_that_said(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained
+) -> None:
+    champion, until = bank_champion.model, bank_champion.trained_until
+    known = verdict(bank_after, bank_challenger.model, champion=champion, champion_seen_until=until)
+    unknown = verdict(bank_after, bank_challenger.model, champion=champion)
+
+    assert (known.champion_rows_unknown, unknown.champion_rows_unknown) == (False, True)
+    assert "nobody recorded" not in known.reason
+    assert "nobody recorded which rows the champion learnt" in unknown.reason
+    assert not verdict(bank_after, bank_challenger.model).champion_rows_unknown
+
+
+@pytest.mark.parametrize("training", ["memory", "streaming"])
+def test_no_more_rows_are_held_out_than_configured_and_that_is_said(
+    bank_after: Path, bank_champion: Trained, bank_challenger: Trained, training: Any
+) -> None:
+    spec = bank_spec(heldout_rows=3000, training=training)
+    capped = verdict(bank_after, bank_challenger.model, spec, champion=bank_champion.model)
+    whole = verdict(bank_after, bank_challenger.model, bank_spec(training=training), champion=bank_champion.model)
+
+    assert (capped.rows, capped.heldout_capped) == (3000, True)
+    assert (whole.rows, whole.heldout_capped) == (7000, False)
+    assert "only the newest 3,000 rows" in capped.reason
+    assert capped.heldout_until == whole.heldout_until
 
 
 def test_a_model_worse_than_a_constant_is_not_a_first_model(tmp_path: Path, bikes: Path) -> None:
@@ -254,7 +319,7 @@ def test_each_earlier_challenger_makes_the_test_stricter(
         for count in (0, 1, 9)
     ]
 
-    assert [round(one.alpha or 0, 6) for one in found] == [0.05, 0.016667, 0.000909]
+    assert [round(one.alpha or 0, 6) for one in found] == [0.05, 0.00625, 0.00025]
     lows = [one.interval[0] for one in found if one.interval]
     assert lows == sorted(lows, reverse=True)
     assert lows[0] > lows[2]
@@ -298,5 +363,7 @@ def test_a_model_slower_than_allowed_is_rejected(
         bank_after, bank_challenger.model, champion=bank_champion.model, gate=GateSpec(max_predict_ms=0.000001)
     )
 
-    assert slow.decision == "REJECT"
+    first = verdict(bank_after, bank_challenger.model, gate=GateSpec(max_predict_ms=0.000001))
+
+    assert (slow.decision, first.decision) == ("REJECT", "REJECT")
     assert "gate.max_predict_ms" in slow.reason

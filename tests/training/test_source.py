@@ -9,6 +9,7 @@ import duckdb
 import pytest
 
 from servicectl.errors import ConfigError
+from servicectl.sql import parquet_options
 from servicectl.training.source import snapshot_query
 from servicectl.training.spec import Source, TrainingSpec
 from tests.training.making import FEATURES_TABLE
@@ -156,3 +157,28 @@ def test_one_long_series_takes_one_sort_and_no_join(tmp_path: Path) -> None:
 
     assert "JOIN" not in plan
     assert last == [(99999.0, 100000)]
+
+
+def test_two_million_values_are_joined_within_a_memory_limit_by_way_of_the_disk(tmp_path: Path) -> None:
+    entities, moments = 2000, 200
+    made = (
+        "INSERT INTO features_table SELECT 'entity-' || e, name, hash(e * 1000 + m) % 1000 / 7.0,"
+        " TIMESTAMP '2026-01-01' + to_minutes(m * 10), TIMESTAMP '2026-01-01' + to_minutes(m * 10)"
+        f" FROM range({entities}) AS a(e), range({moments}) AS b(m), unnest(['y', 'a', 'b', 'c', 'd']) AS c(name)"
+    )
+    wanted = spec(features=("a", "b", "c", "d"))
+    target, options = tmp_path / "x.parquet", parquet_options(7)
+    with duckdb.connect(str(tmp_path / "store.duckdb"), config={"threads": 2}) as connection:
+        connection.execute(FEATURES_TABLE)
+        connection.execute(made)
+    limits = {"threads": 2, "memory_limit": "256MB", "temp_directory": str(tmp_path / "spilled")}
+    with duckdb.connect(str(tmp_path / "store.duckdb"), config=limits) as connection:
+        found = connection.execute(f"COPY ({snapshot_query(wanted, Source())}) TO '{target}' ({options})").fetchone()
+    nowhere = limits | {"temp_directory": ""}
+    with (
+        duckdb.connect(str(tmp_path / "store.duckdb"), config=nowhere) as connection,
+        pytest.raises(duckdb.OutOfMemoryException),  # it would not have fitted
+    ):
+        connection.execute(f"COPY ({snapshot_query(wanted, Source())}) TO '{target}2' ({options})")
+
+    assert found == (entities * moments,)

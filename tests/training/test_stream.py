@@ -9,10 +9,12 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pandas as pd
 import pytest
 
+from servicectl import log
 from servicectl.errors import BadData, ConfigError, TryAgain
-from servicectl.training import floor
+from servicectl.training import blocks, floor, stream
 from servicectl.training.frame import read, split
 from servicectl.training.judge import judge
 from servicectl.training.parquet import SnapshotFile
@@ -31,9 +33,11 @@ def surveyed(path: Path, spec: TrainingSpec) -> tuple[SnapshotFile, Any, Survey]
     survey = Survey.empty(outline)
     for piece in outline.training:
         survey.first(file.table(piece, survey.columns(spec, 0)), file, outline)
-    survey.prepare()
-    for piece in outline.training:
-        survey.second(file.table(piece, survey.columns(spec, 1)), spec)
+    for number in range(1, survey.passes):
+        survey.prepare(number)
+        for piece in outline.training:
+            survey.later(file.table(piece, survey.columns(spec, number)), spec, number)
+        survey.finish(number)
     return file, outline, survey
 
 
@@ -128,14 +132,14 @@ def test_raw_rows_are_kept_as_a_sample_alike_in_both_modes(tmp_path: Path, mixed
 
 def test_a_block_model_is_judged_and_checked_by_its_held_out_rows_in_blocks(tmp_path: Path, mixed: Path) -> None:
     trained = in_blocks(mixed, mixed_spec(), tmp_path / "m")
-    blocks, memory = mixed_spec(), mixed_spec(training="memory")
-    streamed = judged(blocks, mixed, trained.model)
+    in_parts, memory = mixed_spec(), mixed_spec(training="memory")
+    streamed = judged(in_parts, mixed, trained.model)
     whole = judged(memory, mixed, trained.model)
 
     assert streamed.rows == whole.rows
     assert streamed.challenger == pytest.approx(whole.challenger)
     assert streamed.reason == whole.reason
-    canaries = [_canary_rows(mixed, spec) for spec in (blocks, memory)]
+    canaries = [_canary_rows(mixed, spec, None)[0] for spec in (in_parts, memory)]
     assert len(canaries[0]) == 24
     assert repr(canaries[0]) == repr(canaries[1])
 
@@ -182,6 +186,92 @@ def test_a_training_killed_anywhere_gives_the_same_model_afterwards(
     assert trained.model.sha256 == whole_run
     assert "survey.checkpoint" in before
     assert ("fit.checkpoint" in before) == (point not in ("training/survey/saved", "training/fit/before"))
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, at: int) -> list[int]:
+    """Let the `at`-th call of a function fail, once. The calls that were made, by number."""
+    calls: list[int] = []
+    real = getattr(owner, name)
+
+    def failing(*given: Any, **named: Any) -> Any:
+        calls.append(len(calls) + 1)
+        if len(calls) == at:
+            raise RuntimeError("a bad day")
+        return real(*given, **named)
+
+    monkeypatch.setattr(owner, name, failing)
+    return calls
+
+
+def test_within_a_pass_the_fit_goes_on_from_the_pools_that_were_learnt(
+    tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "_POOL_BYTES", 0)
+    monkeypatch.setattr(stream, "_FIT_ROWS", 0)
+    spec = mixed_spec(passes=2)
+    whole = in_blocks(mixed, spec, tmp_path / "w")
+    learnt = interrupted(monkeypatch, stream, "_learn", 4)  # the second pool of the second pass
+    with pytest.raises(RuntimeError, match="a bad day"):
+        in_blocks(mixed, spec, tmp_path / "m", tmp_path / "kept")
+    again = in_blocks(mixed, spec, tmp_path / "m", tmp_path / "kept")
+
+    assert len(learnt) == 5  # four in all, and the one that failed
+    assert again.model.sha256 == whole.model.sha256
+
+
+@pytest.mark.parametrize(("name", "at"), [("first", 5), ("later", 5)])
+def test_within_a_pass_the_survey_goes_on_from_the_pieces_that_were_counted(
+    tmp_path: Path, mixed: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    monkeypatch.setattr(blocks, "_SURVEY_ROWS", 0)
+    spec = mixed_spec(passes=1)
+    whole = in_blocks(mixed, spec, tmp_path / "w")
+    pieces = len(SnapshotFile(mixed, spec).outline().training)
+    counted = interrupted(monkeypatch, Survey, name, at)
+    with pytest.raises(RuntimeError, match="a bad day"):
+        in_blocks(mixed, spec, tmp_path / "m", tmp_path / "kept")
+    again = in_blocks(mixed, spec, tmp_path / "m", tmp_path / "kept")
+
+    assert len(counted) == pieces + 1
+    assert again.model.sha256 == whole.model.sha256
+    assert Path(again.baseline.path).read_bytes() == Path(whole.baseline.path).read_bytes()
+
+
+def test_categories_that_training_never_saw_are_treated_alike_in_both_modes(tmp_path: Path, mixed: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "a": [1.0, np.nan, 3.0],
+            "word": pd.Series(["never seen", "w1", np.nan], dtype=object),
+            "b": [1.0, 2.0, 3.0],
+            "code": [99.0, np.nan, 1.0],
+            "digits": [2.0, 77.0, np.nan],
+            "never": [np.nan, 5.0, np.nan],
+        }
+    )
+    found = {}
+    for mode in ("memory", "streaming"):
+        trained = in_blocks(mixed, mixed_spec(training=mode, params={"max_iter": 5}), tmp_path / mode)
+        model = pickle.loads(Path(trained.model.path).read_bytes())
+        found[mode] = model[:-1].transform(frame)
+        assert len(model.predict(frame)) == 3
+
+    np.testing.assert_allclose(found["streaming"], found["memory"], rtol=1e-5, atol=1e-6)
+    one_hot = found["memory"][:, 3:]
+    assert one_hot.sum(axis=1).tolist() == [1, 2, 3]  # of three categories: two unknown, one, none
+
+
+def test_the_learning_curve_is_told_as_it_grows(tmp_path: Path, mixed: Path) -> None:
+    heard: list[str] = []
+    log.on_progress(heard.append)
+    (tmp_path / "m").mkdir()
+    try:
+        trained = floor.train(mixed_spec(passes=20), mixed, tmp_path / "m")
+    finally:
+        log.on_progress(None)
+
+    points = [line for line in heard if line.startswith("pass ")]
+    assert len(points) == len(trained.curve) > 1
+    assert f"{trained.curve[0].rows:,} rows learnt: score {trained.curve[0].score:.4f}" in points[0]
 
 
 @pytest.fixture(scope="session")
