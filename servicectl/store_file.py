@@ -79,6 +79,7 @@ def instance(path: Path) -> Any:
 
     # Where it is unset, DuckDB would make its folder for spilled data in the working directory.
     connection = duckdb.connect(":memory:", config={**_SETTINGS, "temp_directory": f"{path}.tmp"})
+    connection.execute("SELECT max(1)").fetchall()  # the first function takes 2 ms to be found, here before the queue
     connection.execute("PRAGMA disable_checkpoint_on_shutdown")  # nor when a file is detached: see `store_fold`
     return connection
 

@@ -190,15 +190,14 @@ class JobTable:
         """
         now = stored(self._clock.now())
         with self._store.transaction() as connection:
-            mine_or_dead = f"{BY_ID} OR state = 'RUNNING' AND scope = (SELECT scope FROM jobs WHERE {BY_ID})"
-            found = {row.job_id: row for row in job_rows(connection, mine_or_dead, [job_id, job_id])}
+            found = {row.job_id: row for row in job_rows(connection, f"{BY_ID} OR state = 'RUNNING'", [job_id])}
             job = found.pop(job_id, None)
             if job is None or job.ended:
                 return None
             waiting = job.state is State.PENDING
             if waiting and only_if_due and not job.is_due(now):
                 return None
-            for dead in found.values():
+            for dead in (row for row in found.values() if row.scope == job.scope):
                 if not self._is_over(connection, dead, now):
                     self._move(connection, dead, "release", {"not_before": now}, detail=OWNER_DIED)
             if not waiting and self._is_over(connection, job, now):
