@@ -340,7 +340,7 @@ def test_a_publish_killed_and_cancelled_half_way_can_be_done_again_from_a_step(
 @pytest.mark.root
 def test_a_full_artifact_store_puts_a_publish_off_until_there_is_room(site: Site, first_candidate: Saved) -> None:
     site.restore(first_candidate)
-    with small_disk(site.folder / "artifacts", "64k") as artifacts:
+    with small_disk(site.folder / "artifacts", "256k") as artifacts:
         big = fill(artifacts)
         put_off = site.run("--json", "publish", "Churn")
         assert put_off.status == 75, put_off

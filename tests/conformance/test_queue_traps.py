@@ -153,7 +153,7 @@ def test_trap_02_every_change_that_the_registry_sends_carries_its_deadline_and_a
         registry.record_drift_results([_result("income")])
 
     changes = [sql for sql in seen.statements() if re.match(r"\s*(INSERT|UPDATE|DELETE)", sql)]
-    assert len(changes) == 7
+    assert len(changes) == 8
     for sql in changes:
         assert re.search(r"WHERE.*epoch\(now\(\)\) < CAST\('[\d.]+' AS DOUBLE\)", sql, re.DOTALL), sql
         assert "NOT EXISTS" in sql or "status = 'production'" in sql, sql

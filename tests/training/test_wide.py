@@ -19,7 +19,7 @@ from servicectl.training.parquet import SnapshotFile
 from servicectl.training.spec import GateSpec, TrainingSpec
 from tests.training.making import SGD
 
-ROWS, COLUMNS, CATEGORIES = 6000, 2000, 900
+ROWS, COLUMNS, CATEGORIES = 4000, 2000, 900
 WORDS = [f"w{number}" for number in range(CATEGORIES)]
 LIMIT_MB = 1000
 
