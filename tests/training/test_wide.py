@@ -97,4 +97,4 @@ def test_the_estimate_knows_how_many_columns_the_categories_make(tmp_path: Path)
     rows, width = rows_and_width(snapshot, spec)
 
     assert (rows, width) == (ROWS, 1 + 2 * (CATEGORIES + 1))
-    assert estimate_mb(rows, width, spec) > estimate_mb(rows, 1 + 2 * 10, spec) + 150
+    assert estimate_mb(rows, width, spec) > estimate_mb(rows, 1 + 2 * 10, spec) + 100
