@@ -14,7 +14,7 @@ demo: .venv/.demo ## install what runs servicectl and show the whole loop (no ro
 	@$(BIN)/servicectl demo $(ARGS)
 
 test: parts .venv/.dev .venv-handler/.made check ## install what the tests need, run `make check` and every test (ARGS="-k name"; STRICT=1 turns SKIP into failure)
-	$(BIN)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal $(if $(CI),--durations=15) $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(if $(CI),--durations=15) $(ARGS)
 
 conformance: parts .venv/.dev .venv-handler/.made ## hold us against every trap of the estate, one line each (docs/conformance.md)
 	@$(BIN)/python -m pytest -q tests/conformance $(ARGS)
