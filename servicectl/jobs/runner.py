@@ -166,7 +166,8 @@ class Runner:
         jobs = self.table.prune(before, dry_run=dry_run)
         if not dry_run:
             crash.point("jobs/prune/rows")
-        leftovers = [job_id for job_id in self._without_job(before) if job_id not in set(jobs)]
+        gone = set(jobs)
+        leftovers = [job_id for job_id in self._without_job(before) if job_id not in gone]
         for job_id in [*jobs, *leftovers] if not dry_run else []:
             self._delete_work(job_id)
             crash.point("jobs/prune/folder")
